@@ -1,0 +1,142 @@
+//! The command line. Flags follow xDiT and diffusers, with dashes or underscores.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::device::DeviceArg;
+
+/// Pictures from prompts with diffusion transformers, on one device or many.
+#[derive(Debug, Parser)]
+#[command(name = "xdit", version, about, propagate_version = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw pictures.
+    Generate(Box<Generate>),
+    /// List the supported pipelines.
+    Models,
+    /// Show what a pipeline folder holds, from the headers of its files alone.
+    Inspect(Inspect),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Generate {
+    /// A diffusers pipeline folder or a hub id such as black-forest-labs/FLUX.1-schnell [default: the built-in model]
+    #[arg(long, short)]
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub id
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Variant of the checkpoint files, such as fp16
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// What to draw; several prompts give several pictures
+    #[arg(long, short, num_args = 1.., required = true, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// What not to draw: one for all prompts or one for each; needs --true-cfg-scale above 1
+    #[arg(long, num_args = 1.., value_name = "TEXT")]
+    pub negative_prompt: Vec<String>,
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, visible_alias = "steps", value_name = "N")]
+    pub num_inference_steps: Option<usize>,
+    /// The guidance that a distilled model is told [default: the model's]
+    #[arg(long, value_name = "SCALE")]
+    pub guidance_scale: Option<f32>,
+    /// Classifier-free guidance with the negative prompt [default: the model's]
+    #[arg(long, value_name = "SCALE")]
+    pub true_cfg_scale: Option<f32>,
+    /// Tokens of the T5 encoder [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub max_sequence_length: Option<usize>,
+    /// Seed of the first picture; the next ones count up
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Pictures per prompt
+    #[arg(long, short, default_value_t = 1, value_name = "N")]
+    pub num_images: usize,
+    /// A file, or a folder for several pictures
+    #[arg(long, short, default_value = "xdit.png", value_name = "PATH")]
+    pub output: PathBuf,
+    /// Pictures, or the latents before the decoder as safetensors
+    #[arg(long, value_enum, default_value_t = OutputType::Png)]
+    pub output_type: OutputType,
+    /// cpu, cuda:N or wgpu
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Precision of weights and activations [default: f32 on cpu and wgpu, bf16 on cuda]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// No progress, no file names
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// One JSON record on standard output: files, seconds per phase, peak memory
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Inspect {
+    /// A diffusers pipeline folder [default: the built-in model]
+    pub folder: Option<PathBuf>,
+    /// Variant of the checkpoint files, such as fp16
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// One JSON record instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputType {
+    Png,
+    Latent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// `--num_inference_steps` is `--num-inference-steps`: command lines of xDiT work as they are.
+pub fn with_dashes(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    args.map(|arg| match arg.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (flag, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            // a flag has no spaces; a prompt that starts with dashes may
+            if flag.contains(' ') { arg } else { format!("{}{value}", flag.replace('_', "-")).into() }
+        }
+        _ => arg,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_are_dashes_in_flags_only() {
+        let args = ["--true_cfg_scale=2_0", "a_b", "--x_y"].map(OsString::from);
+        let got: Vec<_> = with_dashes(args.into_iter()).collect();
+        assert_eq!(got, ["--true-cfg-scale=2_0", "a_b", "--x-y"].map(OsString::from));
+    }
+}

@@ -1,0 +1,80 @@
+//! `xdit inspect`: what a pipeline folder holds, from headers only.
+
+use anyhow::Result;
+use indicatif::{HumanBytes, HumanCount};
+use serde_json::json;
+use xdit_core::folder::{PipelineFolder, Source};
+use xdit_models::{builtin, registry};
+
+use crate::args::Inspect;
+
+pub fn run(args: &Inspect) -> Result<()> {
+    let source = match &args.folder {
+        Some(path) => Source::Dir(path.clone()),
+        None => Source::Embedded(builtin::FILES),
+    };
+    let folder = PipelineFolder::open(source)?;
+    let supported = registry::find(folder.class_name()).is_some();
+    let mut rows = Vec::new();
+    for component in folder.components() {
+        let has_weights = folder.exists(&format!("{}/config.json", component.name));
+        let weights = match has_weights {
+            true => Some(folder.weights(&component.name, args.variant.as_deref())?),
+            false => None,
+        };
+        rows.push((component, weights));
+    }
+    if args.json {
+        let components: Vec<_> = rows
+            .iter()
+            .map(|(component, weights)| {
+                let weights = weights.as_ref().map(|w| {
+                    let dtypes: serde_json::Map<_, _> =
+                        w.dtypes().iter().map(|(dtype, total)| (dtype.name().into(), json!(total.params))).collect();
+                    json!({ "params": w.n_params(), "bytes": w.n_bytes(), "dtypes": dtypes, "files": w.files() })
+                });
+                json!({
+                    "name": component.name,
+                    "library": component.library,
+                    "class": component.class,
+                    "weights": weights,
+                })
+            })
+            .collect();
+        let record = json!({
+            "class": folder.class_name(),
+            "supported": supported,
+            "components": components,
+            "absent": folder.absent(),
+        });
+        println!("{record}");
+        return Ok(());
+    }
+    let known = if supported { "supported" } else { "not supported" };
+    println!("{} ({known})\n", folder.class_name());
+    println!("{:<18} {:<32} {:>16} {:>12} {:>6}  dtypes", "component", "class", "parameters", "bytes", "files");
+    let (mut params, mut bytes) = (0, 0);
+    for (component, weights) in &rows {
+        print!("{:<18} {:<32}", component.name, component.class);
+        match weights {
+            None => println!(),
+            Some(w) => {
+                let dtypes: Vec<_> = w.dtypes().keys().map(|d| d.name()).collect();
+                println!(
+                    " {:>16} {:>12} {:>6}  {}",
+                    HumanCount(w.n_params()).to_string(),
+                    HumanBytes(w.n_bytes()).to_string(),
+                    w.files().len(),
+                    dtypes.join(" ")
+                );
+                params += w.n_params();
+                bytes += w.n_bytes();
+            }
+        }
+    }
+    for name in folder.absent() {
+        println!("{name:<18} (absent)");
+    }
+    println!("{:<18} {:<32} {:>16} {:>12}", "total", "", HumanCount(params).to_string(), HumanBytes(bytes).to_string());
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! `xdit models`.
+
+use anyhow::Result;
+use xdit_models::registry::ARCHITECTURES;
+
+pub fn run() -> Result<()> {
+    println!("{:<24} {}", "pipeline", "models");
+    for architecture in ARCHITECTURES {
+        println!("{:<24} {}", architecture.class_name(), architecture.about());
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Reading safetensors checkpoints: what a file holds, and its tensors in the dtype that a model computes in.
+//!
+//! [`Weights`] is the tensors of one component, by name, over one or several files. Opening reads headers only. A
+//! [`Loader`] walks it the way a model is built (`loader.pp("blocks").pp(3).tensor("weight", [out, in])`) and reads
+//! each tensor's bytes straight from the map into the one buffer that the tensor keeps.
+//!
+//! Nothing here trusts a file: every number of a header is checked against the file's length before it is used, and
+//! every failure is a [`LoadError`] that names the file, the tensor and the numbers.
+
+mod convert;
+mod dtype;
+mod error;
+mod header;
+mod loader;
+mod map;
+mod weights;
+
+pub use dtype::Dtype;
+pub use error::LoadError;
+pub(crate) use error::shown;
+pub use loader::{LoadReport, Loader};
+pub use weights::{DtypeTotal, TensorInfo, Weights};

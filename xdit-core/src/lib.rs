@@ -1,0 +1,18 @@
+//! The seams and the engine of `xdit`: what a diffusion transformer is ([`dit`]), how its steps run ([`engine`]), the
+//! arithmetic that models are written in ([`ops`]), samplers, seeded noise, and reading of checkpoints.
+//!
+//! No model, no attention strategy and no transport lives here; `xdit-models`, `xdit-attn` and `xdit-comm` fill the
+//! seams, and `xdit-cli` wires them.
+
+pub mod dit;
+pub mod engine;
+pub mod observer;
+
+pub mod ops;
+pub mod noise;
+pub mod sampler;
+
+pub mod checkpoint;
+pub mod folder;
+
+pub mod comm;

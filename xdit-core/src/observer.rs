@@ -1,0 +1,55 @@
+//! How a caller watches a request and stops it.
+
+use std::fmt::{self, Display};
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+
+/// A part of a request that takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Files from a hub, in bytes.
+    Download,
+    /// Weights from disk to the device, in bytes.
+    Load,
+    /// Prompts to embeddings, in prompts.
+    Encode,
+    /// The denoising loop, in steps.
+    Denoise,
+    /// Latents to a picture, in tiles.
+    Decode,
+}
+
+impl Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Download => "download",
+            Self::Load => "load",
+            Self::Encode => "encode",
+            Self::Denoise => "denoise",
+            Self::Decode => "decode",
+        })
+    }
+}
+
+/// Watches a request. Every method has a default that does nothing; `()` is the observer who does not look.
+pub trait Observer {
+    /// A phase starts; `what` says of what (a component, a file), `total` is in the phase's unit.
+    fn begin(&mut self, _phase: Phase, _what: &str, _total: u64) {}
+
+    /// `done` of the total is done. Breaking cancels the request.
+    fn advance(&mut self, _phase: Phase, _done: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// The phase is over.
+    fn end(&mut self, _phase: Phase) {}
+
+    /// The latents after step `step`, `[batch, img_tokens, channels]`, for previews. Reading them waits for the device.
+    fn latents(&mut self, _step: usize, _latents: &Tensor<3>) {}
+
+    /// Something the user should know that is no error.
+    fn warn(&mut self, _message: &str) {}
+}
+
+impl Observer for () {}

@@ -1,0 +1,127 @@
+//! Softmax attention that also returns the log-sum-exp, so that partial results can be merged.
+
+use burn::tensor::{Tensor, activation};
+
+use super::{cpu, to_dtype, to_f32};
+
+/// What attention returns.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// `[batch, heads, queries, head_dim]`
+    pub out: Tensor<4>,
+    /// `[batch, heads, queries]`, f32: the natural log of each row's sum of exponentials, scale and bias included
+    pub lse: Tensor<3>,
+}
+
+/// `softmax(scale q k^T + bias) v`.
+///
+/// - `q`: `[batch, heads, queries, head_dim]`
+/// - `k`, `v`: `[batch, heads, keys, head_dim]`
+/// - `bias`: added to the scores, `[1 | batch, 1 | heads, 1 | queries, keys]`; `-inf` hides a key
+///
+/// Scores and sums are f32 in every dtype. Any `head_dim`. A row whose keys are all hidden yields zeros and `-inf`.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
+    match cpu::attention(&q, &k, &v, bias.as_ref(), scale) {
+        Some(attended) => attended,
+        None => portable(q, k, v, bias, scale),
+    }
+}
+
+fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
+    let dtype = q.dtype();
+    let scores = to_f32((q * scale).matmul(k.swap_dims(2, 3)));
+    let scores = match bias {
+        Some(bias) => scores + to_f32(bias),
+        None => scores,
+    };
+    // an all-hidden row has the maximum -inf: clamped, so that no inf - inf arises
+    let max = scores.clone().max_dim(3).clamp_min(f32::MIN / 2.0);
+    let sum = (scores.clone() - max.clone()).exp().sum_dim(3);
+    let lse = (max + sum.log()).squeeze_dim::<3>(3);
+    let weights = activation::softmax(scores, 3);
+    Attended { out: to_dtype(weights, dtype).matmul(v), lse }
+}
+
+/// `[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`, a view.
+pub fn split_heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
+    let [b, n, d] = x.dims();
+    x.reshape([b, n, n_heads, d / n_heads]).swap_dims(1, 2)
+}
+
+/// `[batch, heads, tokens, head_dim] -> [batch, tokens, heads * head_dim]`
+pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
+    let [b, h, n, d] = x.dims();
+    x.swap_dims(1, 2).reshape([b, n, h * d])
+}
+
+/// Heads of several streams one after the other along the tokens, in token-major memory.
+///
+/// - `xs`: each `[batch, heads, tokens_i, head_dim]`
+pub fn cat_tokens(xs: Vec<Tensor<4>>) -> Tensor<4> {
+    let by_token = xs.into_iter().map(|x| x.swap_dims(1, 2)).collect();
+    Tensor::cat(by_token, 1).swap_dims(1, 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::test::{assert_close, random};
+    use burn::tensor::Device;
+
+    /// Exponentials by polynomial and sums in another order.
+    const TOLERANCE: f32 = 3e-6;
+
+    fn check(nq: usize, nk: usize, d: usize, bias: Option<[usize; 4]>) {
+        let dev = Device::flex();
+        let (b, h) = (2, 3);
+        let q = random([b, nq, h, d], 1, &dev).swap_dims(1, 2) * 3.0;
+        let k = random([b, h, nk, d], 2, &dev);
+        let v = random([b, nk, h, d], 3, &dev).swap_dims(1, 2);
+        let bias = bias.map(|dims| random(dims, 4, &dev));
+        let want = portable(q.clone(), k.clone(), v.clone(), bias.clone(), 0.3);
+        let got = attention(q, k, v, bias, 0.3);
+        assert_close(got.out, want.out, TOLERANCE);
+        assert_close(got.lse, want.lse, TOLERANCE);
+    }
+
+    #[test]
+    fn cpu_kernel_matches_burn() {
+        check(5, 7, 8, None);
+        check(300, 700, 24, None);
+        check(130, 1030, 88, None);
+        check(1, 40, 64, None);
+        check(9, 11, 8, Some([1, 3, 9, 11]));
+        check(200, 600, 16, Some([2, 1, 1, 600]));
+    }
+
+    #[test]
+    fn hidden_keys_take_no_part() {
+        let dev = Device::flex();
+        let (q, k, v) = (random([1, 2, 4, 8], 1, &dev), random([1, 2, 6, 8], 2, &dev), random([1, 2, 6, 8], 3, &dev));
+        let hide = [0.0, 0.0, 0.0, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
+        let bias = Tensor::<1>::from_floats(hide, &dev).reshape([1, 1, 1, 6]);
+        let got = attention(q.clone(), k.clone(), v.clone(), Some(bias), 0.5);
+        let keep = |x: Tensor<4>| x.slice([0..1, 0..2, 0..4]);
+        let want = attention(q.clone(), keep(k.clone()), keep(v.clone()), None, 0.5);
+        assert_close(got.out, want.out, TOLERANCE);
+        assert_close(got.lse, want.lse, TOLERANCE);
+
+        let all = Tensor::<4>::full([1, 1, 1, 6], f32::NEG_INFINITY, &dev);
+        let got = attention(q, k, v, Some(all), 0.5);
+        assert_eq!(got.out.into_data().try_to_vec::<f32>().expect("f32"), vec![0.0; 64]);
+        assert!(got.lse.into_data().try_to_vec::<f32>().expect("f32").iter().all(|x| *x == f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_their_neighbours() {
+        let dev = Device::flex();
+        let (q, k, v) = (
+            random([1, 2, 301, 24], 1, &dev),
+            random([1, 2, 700, 24], 2, &dev),
+            random([1, 2, 700, 24], 3, &dev),
+        );
+        let whole = attention(q.clone(), k.clone(), v.clone(), None, 0.2).out;
+        let part = attention(q.slice([0..1, 0..2, 77..201]), k, v, None, 0.2).out;
+        whole.slice([0..1, 0..2, 77..201]).into_data().assert_eq(&part.into_data(), true);
+    }
+}

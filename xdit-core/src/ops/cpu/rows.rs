@@ -1,0 +1,136 @@
+//! Kernels that treat each row (a token, or a head of a token) by itself.
+
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::simd::{self, vectorised};
+use super::{Host, buffer, rows_per_task, tensor};
+use crate::ops::linear::Activation;
+use crate::ops::rope::RopeTable;
+
+/// Calls `f(row index, row of the result)` for all rows of a new tensor, in parallel.
+fn map_rows(n_rows: usize, len: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut out = buffer(n_rows * len);
+    let per_task = rows_per_task(n_rows, len);
+    if len > 0 {
+        out.par_chunks_mut(per_task * len).enumerate().for_each(|(task, rows)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, row) in rows.chunks_exact_mut(len).enumerate() {
+                        f(task * per_task + i, row);
+                    }
+                },
+            );
+        });
+    }
+    out
+}
+
+/// In place; the caller has chosen the instructions.
+#[inline(always)]
+pub fn apply_activation(row: &mut [f32], act: Activation) {
+    match act {
+        Activation::Identity => {}
+        Activation::GeluTanh => row.iter_mut().for_each(|x| *x = simd::gelu_tanh(*x)),
+        Activation::Gelu => row.iter_mut().for_each(|x| *x = gelu_erf(*x)),
+        Activation::QuickGelu => row.iter_mut().for_each(|x| *x *= simd::sigmoid(1.702 * *x)),
+        Activation::Silu => row.iter_mut().for_each(|x| *x *= simd::sigmoid(*x)),
+    }
+}
+
+fn gelu_erf(x: f32) -> f32 {
+    (0.5 * f64::from(x) * (1.0 + libm::erf(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))) as f32
+}
+
+/// See [`Activation::apply`].
+pub fn activation<const D: usize>(x: Tensor<D>, act: Activation) -> Result<Tensor<D>, Tensor<D>> {
+    let Some(host) = Host::rows_of(&x) else { return Err(x) };
+    let out = map_rows(
+        host.n_rows(),
+        host.dims[D - 1],
+        #[inline(always)]
+        |i, row| {
+            row.copy_from_slice(host.row(i));
+            apply_activation(row, act);
+        },
+    );
+    Ok(tensor(out, x.dims(), host.dtype))
+}
+
+/// See [`crate::ops::modulated_norm`].
+pub fn modulated_norm(x: Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Result<Tensor<3>, Tensor<3>> {
+    let (Some(host), Some(shift), Some(scale)) = (Host::rows_of(&x), Host::rows_of(shift), Host::rows_of(scale)) else {
+        return Err(x);
+    };
+    let [_, n, d] = x.dims();
+    let out = map_rows(
+        host.n_rows(),
+        d,
+        #[inline(always)]
+        |i, out| {
+            let row = host.row(i);
+            let (shift, scale) = (shift.row(i / n), scale.row(i / n));
+            let mean = simd::sum(row, |x| x) / d as f32;
+            let var = simd::sum(row, |x| (x - mean) * (x - mean)) / d as f32;
+            let inverse = 1.0 / (var + eps as f32).sqrt();
+            for (((y, x), scale), shift) in out.iter_mut().zip(row).zip(scale).zip(shift) {
+                *y = ((x - mean) * inverse).mul_add(1.0 + scale, *shift);
+            }
+        },
+    );
+    Ok(tensor(out, x.dims(), host.dtype))
+}
+
+/// See [`crate::ops::gated_residual`].
+pub fn gated_residual(x: Tensor<3>, gate: &Tensor<2>, y: Tensor<3>) -> Result<Tensor<3>, (Tensor<3>, Tensor<3>)> {
+    let (Some(hx), Some(gate), Some(hy)) = (Host::rows_of(&x), Host::rows_of(gate), Host::rows_of(&y)) else {
+        return Err((x, y));
+    };
+    let [_, n, d] = x.dims();
+    let out = map_rows(
+        hx.n_rows(),
+        d,
+        #[inline(always)]
+        |i, out| {
+            let gate = gate.row(i / n);
+            for (((out, x), y), gate) in out.iter_mut().zip(hx.row(i)).zip(hy.row(i)).zip(gate) {
+                *out = gate.mul_add(*y, *x);
+            }
+        },
+    );
+    Ok(tensor(out, x.dims(), hx.dtype))
+}
+
+/// See [`crate::ops::norm_rope`]. The result is a view of token-major memory, `[batch, tokens, heads, head_dim]`, the
+/// order in which a dense layer writes heads.
+pub fn norm_rope(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Result<Tensor<4>, Tensor<4>> {
+    let by_token = x.clone().swap_dims(1, 2);
+    let (Some(host), Some(weight), Some(cos), Some(sin)) =
+        (Host::rows_of(&by_token), Host::rows_of(weight), Host::rows_of(&rope.cos), Host::rows_of(&rope.sin))
+    else {
+        return Err(x);
+    };
+    let [b, n, h, d] = by_token.dims();
+    let weight = weight.row(0);
+    let out = map_rows(
+        b * n,
+        h * d,
+        #[inline(always)]
+        |token, out| {
+            let (cos, sin) = (cos.row(token % n), sin.row(token % n));
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                let row = host.row(token * h + head);
+                let mean = simd::sum(row, |x| x * x) / d as f32;
+                let inverse = 1.0 / (mean + eps as f32).sqrt();
+                let pairs = out.chunks_exact_mut(2).zip(row.chunks_exact(2)).zip(weight.chunks_exact(2));
+                for (((out, x), w), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                    let (even, odd) = (x[0] * inverse * w[0], x[1] * inverse * w[1]);
+                    out[0] = even * cos - odd * sin;
+                    out[1] = odd * cos + even * sin;
+                }
+            }
+        },
+    );
+    Ok(tensor(out, [b, n, h, d], host.dtype).swap_dims(1, 2))
+}

@@ -1,0 +1,97 @@
+//! Norms and the modulation of AdaLN.
+
+use burn::tensor::Tensor;
+
+use super::{cpu, to_dtype, to_f32};
+use crate::checkpoint::{LoadError, Loader};
+
+/// A layer norm with the checkpoint's scale and shift.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// `[d]`
+    pub weight: Tensor<1>,
+    /// `[d]`
+    pub bias: Tensor<1>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias` at the loader's place.
+    ///
+    /// # Errors
+    /// A shape other than `[d]`.
+    pub fn load(loader: &Loader<'_>, d: usize, eps: f64) -> Result<Self, LoadError> {
+        Ok(Self { weight: loader.tensor("weight", [d])?, bias: loader.tensor("bias", [d])?, eps })
+    }
+
+    /// `[batch, tokens, d]`, normalised over `d`
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let dtype = x.dtype();
+        let y = layer_norm(to_f32(x), self.eps);
+        let y = y * to_f32(self.weight.clone()).unsqueeze() + to_f32(self.bias.clone()).unsqueeze();
+        to_dtype(y, dtype)
+    }
+}
+
+/// Layer norm over the last dimension without scale and shift.
+pub fn layer_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = to_f32(x);
+    let centred = x.clone() - x.mean_dim(D - 1);
+    let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    to_dtype(centred / (var + eps).sqrt(), dtype)
+}
+
+/// `layer_norm(x) (1 + scale) + shift`, AdaLN's first half.
+///
+/// - `x`: `[batch, tokens, d]`
+/// - `shift`, `scale`: `[batch, d]`
+pub fn modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
+    let x = match cpu::modulated_norm(x, &shift, &scale, eps) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
+    let dtype = x.dtype();
+    let y = layer_norm(to_f32(x), eps);
+    let y = y * (to_f32(scale) + 1.0).unsqueeze_dim(1) + to_f32(shift).unsqueeze_dim(1);
+    to_dtype(y, dtype)
+}
+
+/// `x weight / sqrt(mean(x^2) + eps)` over the last dimension.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = to_f32(x);
+    let mean = (x.clone() * x.clone()).mean_dim(D - 1);
+    to_dtype(x / (mean + eps).sqrt() * to_f32(weight.clone()).unsqueeze(), dtype)
+}
+
+/// `x + gate y`, AdaLN's second half.
+///
+/// - `x`, `y`: `[batch, tokens, d]`
+/// - `gate`: `[batch, d]`
+pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
+    match cpu::gated_residual(x, &gate, y) {
+        Ok(x) => x,
+        Err((x, y)) => x + gate.unsqueeze_dim(1) * y,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::test::{assert_close, random};
+    use burn::tensor::Device;
+
+    #[test]
+    fn cpu_kernels_match_burn() {
+        let dev = Device::flex();
+        let (x, y) = (random([2, 37, 50], 1, &dev), random([2, 37, 50], 2, &dev));
+        let (shift, scale) = (random([2, 50], 3, &dev), random([2, 50], 4, &dev));
+        let want = layer_norm(x.clone(), 1e-6) * (scale.clone() + 1.0).unsqueeze_dim(1)
+            + shift.clone().unsqueeze_dim(1);
+        assert_close(modulated_norm(x.clone(), shift, scale.clone(), 1e-6), want, 1e-6);
+        let want = x.clone() + scale.clone().unsqueeze_dim(1) * y.clone();
+        assert_close(gated_residual(x, scale, y), want, 1e-6);
+    }
+}

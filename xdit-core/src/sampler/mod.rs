@@ -1,0 +1,49 @@
+//! Samplers: how a prediction moves the latents one step on.
+
+mod flow_match_euler;
+
+use burn::tensor::Tensor;
+
+pub use flow_match_euler::{FlowMatchEuler, FlowMatchEulerConfig, TimeShift, calculate_shift};
+
+/// A sampler set up for a number of steps. It does not advance by itself: the step is an argument, so that any part of
+/// the tokens can be stepped at any time.
+pub trait Sampler {
+    /// The time that the model is told at each step, in `[0, 1000]`, f32 as upstream keeps it.
+    fn timesteps(&self) -> &[f32];
+
+    /// Step `i` of these tokens.
+    ///
+    /// - `latents`, `prediction`: `[batch, tokens, channels]`, f32; any subset of the tokens
+    fn step(&self, i: usize, latents: Tensor<3>, prediction: Tensor<3>) -> Tensor<3>;
+}
+
+/// What is wrong with a scheduler's configuration or with the number of steps.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SamplerError {
+    /// There must be something to do.
+    #[error("num_inference_steps is 0")]
+    NoSteps,
+    /// The configuration needs a shift that depends on the number of tokens.
+    #[error("use_dynamic_shifting needs the number of image tokens")]
+    NoShift,
+    /// An option that is not built.
+    #[error("scheduler option {option} is not supported")]
+    Unsupported {
+        /// Its name in `scheduler_config.json`.
+        option: &'static str,
+    },
+    /// Options that exclude each other.
+    #[error("only one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas can be set")]
+    Conflict,
+    /// The numbers of the configuration lead nowhere.
+    #[error("the scheduler's configuration yields sigma {sigma} at step {step} of {n_steps}")]
+    NotFinite {
+        /// What came out.
+        sigma: f32,
+        /// Where.
+        step: usize,
+        /// Of how many.
+        n_steps: usize,
+    },
+}

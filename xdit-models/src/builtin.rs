@@ -1,0 +1,3 @@
+//! stub
+use xdit_core::folder::EmbeddedFile;
+pub const FILES: &[EmbeddedFile] = &[];

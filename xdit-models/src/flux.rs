@@ -1,0 +1,393 @@
+//! `FluxTransformer2DModel`: FLUX.1 dev and schnell, and anything of their architecture.
+//!
+//! Mirrors `src/diffusers/models/transformers/transformer_flux.py`. The double blocks keep text and image apart but for
+//! one joint attention; the single blocks run both as one sequence. Blocks are numbered through: doubles, then singles.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use serde::Deserialize;
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::comm::CommError;
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams};
+use xdit_core::ops::{
+    self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm, norm_rope,
+    split_heads,
+};
+
+use crate::error::ModelError;
+
+/// `transformer/config.json`; field names are the checkpoint's.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FluxConfig {
+    /// Side of the square of latent pixels that one token holds; 1 as the pipeline packs them beforehand.
+    #[serde(default = "one")]
+    pub patch_size: usize,
+    /// Channels of an image token: 4 times the VAE's.
+    pub in_channels: usize,
+    /// Channels of a predicted token; `in_channels` where absent.
+    #[serde(default)]
+    pub out_channels: Option<usize>,
+    /// Double blocks.
+    pub num_layers: usize,
+    /// Single blocks.
+    pub num_single_layers: usize,
+    /// Channels of a head.
+    pub attention_head_dim: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Channels of the T5 encoder's states.
+    pub joint_attention_dim: usize,
+    /// Channels of CLIP's pooled vector.
+    pub pooled_projection_dim: usize,
+    /// Whether the guidance scale is an input (dev) or not (schnell).
+    #[serde(default)]
+    pub guidance_embeds: bool,
+    /// Channels of a head that each position axis turns: none, row, column.
+    #[serde(default = "default_axes")]
+    pub axes_dims_rope: [usize; 3],
+}
+
+fn one() -> usize {
+    1
+}
+
+fn default_axes() -> [usize; 3] {
+    [16, 56, 56]
+}
+
+impl FluxConfig {
+    /// Width of the model.
+    pub fn d_model(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let axes = self.axes_dims_rope;
+        let (sum, head_dim) = (axes.iter().sum::<usize>(), self.attention_head_dim);
+        let bad = |what: String| Err(ModelError::Config { class: "FluxTransformer2DModel", what });
+        if self.num_attention_heads == 0 || head_dim == 0 || self.in_channels == 0 {
+            return bad(format!(
+                "num_attention_heads={}, attention_head_dim={head_dim} and in_channels={} must be positive",
+                self.num_attention_heads, self.in_channels
+            ));
+        }
+        if sum != head_dim || axes.iter().any(|a| a % 2 != 0) {
+            return bad(format!(
+                "axes_dims_rope={axes:?} must be even and add up to attention_head_dim={head_dim}, not {sum}"
+            ));
+        }
+        if self.patch_size != 1 {
+            return bad(format!("patch_size={} is not supported, only 1", self.patch_size));
+        }
+        Ok(())
+    }
+}
+
+/// The model with its weights on a device.
+#[derive(Debug)]
+pub struct Flux {
+    config: FluxConfig,
+    dtype: DType,
+    device: Device,
+    x_embedder: Linear,
+    context_embedder: Linear,
+    time_text_embed: TimeTextEmbed,
+    transformer_blocks: Vec<DoubleBlock>,
+    single_transformer_blocks: Vec<SingleBlock>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+const EPS: f64 = 1e-6;
+
+impl Flux {
+    /// Reads the weights of all blocks.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself; tensors of other shapes than it demands.
+    pub fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, ModelError> {
+        config.check()?;
+        let (d, channels) = (config.d_model(), config.in_channels);
+        let out_channels = config.out_channels.unwrap_or(channels);
+        let linear = |name: &str, d_in, d_out| Linear::load(&loader.pp(name), d_in, d_out);
+        let double = |i| DoubleBlock::load(&loader.pp("transformer_blocks").pp(i), config);
+        let single = |i| SingleBlock::load(&loader.pp("single_transformer_blocks").pp(i), config);
+        Ok(Self {
+            dtype: loader.dtype().into(),
+            device: loader.device().clone(),
+            x_embedder: linear("x_embedder", channels, d)?,
+            context_embedder: linear("context_embedder", config.joint_attention_dim, d)?,
+            time_text_embed: TimeTextEmbed::load(&loader.pp("time_text_embed"), config)?,
+            transformer_blocks: (0..config.num_layers).map(double).collect::<Result<_, _>>()?,
+            single_transformer_blocks: (0..config.num_single_layers).map(single).collect::<Result<_, _>>()?,
+            norm_out: linear("norm_out.linear", d, 2 * d)?,
+            proj_out: linear("proj_out", d, out_channels)?,
+            config: config.clone(),
+        })
+    }
+}
+
+impl Dit for Flux {
+    fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.transformer_blocks.len() + self.single_transformer_blocks.len(),
+            n_heads: self.config.num_attention_heads,
+            head_dim: self.config.attention_head_dim,
+            channels: self.config.in_channels,
+        }
+    }
+
+    fn place(&self, positions: &[[usize; 2]], n_txt: usize) -> Places {
+        let table = |ids: &[[f64; 3]]| RopeTable::new(ids, self.config.axes_dims_rope, 10_000.0, &self.device);
+        let ids: Vec<_> = positions.iter().map(|[row, col]| [0.0, *row as f64, *col as f64]).collect();
+        Places { txt: table(&vec![[0.0; 3]; n_txt]), img: table(&ids) }
+    }
+
+    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
+        let Inputs { latents, places, time, text, guidance } = inputs;
+        let cast = |x| ops::to_dtype(x, self.dtype);
+        let img = self.x_embedder.forward(cast(latents));
+        let txt = self.context_embedder.forward(cast(text.txt.clone()));
+        let guidance = self.config.guidance_embeds.then(|| guidance.unwrap_or(1.0));
+        let temb = self.time_text_embed.forward(time, guidance, ops::to_dtype(text.pooled.clone(), self.dtype));
+        (Streams { txt, img }, Cond { temb, places: places.clone() })
+    }
+
+    fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        match i.checked_sub(self.transformer_blocks.len()) {
+            None => self.transformer_blocks[i].forward(ctx, Site(i), x, cond),
+            Some(single) => self.single_transformer_blocks[single].forward(ctx, Site(i), x, cond),
+        }
+    }
+
+    fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
+        let [scale, shift] = modulation(&self.norm_out, &cond.temb);
+        ops::to_f32(self.proj_out.forward(modulated_norm(x.img, shift, scale, EPS)))
+    }
+}
+
+/// `CombinedTimestepGuidanceTextProjEmbeddings`: time, guidance and pooled text to one vector.
+#[derive(Debug)]
+struct TimeTextEmbed {
+    timestep: Mlp,
+    guidance: Option<Mlp>,
+    text: Mlp,
+}
+
+/// Channels of the sinusoids.
+const TIME_CHANNELS: usize = 256;
+
+impl TimeTextEmbed {
+    fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
+        let d = config.d_model();
+        let mlp = |name: &str, d_in| Mlp::load(&loader.pp(name), d_in, d);
+        Ok(Self {
+            timestep: mlp("timestep_embedder", TIME_CHANNELS)?,
+            guidance: match config.guidance_embeds {
+                true => Some(mlp("guidance_embedder", TIME_CHANNELS)?),
+                false => None,
+            },
+            text: mlp("text_embedder", config.pooled_projection_dim)?,
+        })
+    }
+
+    /// - `pooled`: `[batch, d_pooled]`
+    fn forward(&self, time: f32, guidance: Option<f32>, pooled: Tensor<2>) -> Tensor<2> {
+        let (device, dtype) = (pooled.device(), pooled.dtype());
+        // upstream scales both by 1000, in the tensor's precision
+        let embed = |mlp: &Mlp, x: f32| mlp.forward(ops::to_dtype(sinusoids(x * 1000.0, &device), dtype));
+        let mut temb = self.text.forward(pooled) + embed(&self.timestep, time);
+        if let (Some(mlp), Some(guidance)) = (&self.guidance, guidance) {
+            temb = temb + embed(mlp, guidance);
+        }
+        temb
+    }
+}
+
+/// `[1, TIME_CHANNELS]`: cosines, then sines, of `x` times frequencies falling from 1 to 1/10000.
+fn sinusoids(x: f32, device: &Device) -> Tensor<2> {
+    let half = TIME_CHANNELS / 2;
+    let angle = |i: usize| x * (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp();
+    let values: Vec<f32> = (0..half).map(|i| angle(i).cos()).chain((0..half).map(|i| angle(i).sin())).collect();
+    Tensor::from_data(TensorData::new(values, [1, TIME_CHANNELS]), device)
+}
+
+/// Two dense layers with SiLU between.
+#[derive(Debug)]
+struct Mlp {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl Mlp {
+    fn load(loader: &Loader<'_>, d_in: usize, d: usize) -> Result<Self, LoadError> {
+        Ok(Self {
+            linear_1: Linear::load(&loader.pp("linear_1"), d_in, d)?,
+            linear_2: Linear::load(&loader.pp("linear_2"), d, d)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.linear_2.forward(self.linear_1.forward_act(x, Activation::Silu))
+    }
+}
+
+/// `linear(silu(temb))` cut into `N` vectors of `[batch, d_model]`.
+fn modulation<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Tensor<2>; N] {
+    let all = linear.forward(Activation::Silu.apply(temb.clone()));
+    let [batch, width] = all.dims();
+    let d = width / N;
+    std::array::from_fn(|i| all.clone().slice([0..batch, i * d..(i + 1) * d]))
+}
+
+/// `FluxTransformerBlock`: text and image with weights of their own, one joint attention.
+#[derive(Debug)]
+struct DoubleBlock {
+    img: StreamWeights,
+    txt: StreamWeights,
+}
+
+impl DoubleBlock {
+    fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
+        let img = ["norm1", "to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0", "ff"];
+        let txt = [
+            "norm1_context",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "norm_added_q",
+            "norm_added_k",
+            "to_add_out",
+            "ff_context",
+        ];
+        Ok(Self {
+            img: StreamWeights::load(loader, img, config)?,
+            txt: StreamWeights::load(loader, txt, config)?,
+        })
+    }
+
+    fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        let txt = modulation::<6>(&self.txt.norm, &cond.temb);
+        let img = modulation::<6>(&self.img.norm, &cond.temb);
+        let txt_qkv = self.txt.qkv(&x.txt, &txt, &cond.places.txt);
+        let img_qkv = self.img.qkv(&x.img, &img, &cond.places.img);
+        let (txt_attn, img_attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
+        Ok(Streams { txt: self.txt.after(x.txt, txt_attn, &txt), img: self.img.after(x.img, img_attn, &img) })
+    }
+}
+
+/// One stream's weights in a double block.
+#[derive(Debug)]
+struct StreamWeights {
+    norm: Linear,
+    attn: QkvWeights,
+    to_out: Linear,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl StreamWeights {
+    fn load(loader: &Loader<'_>, names: [&str; 8], config: &FluxConfig) -> Result<Self, LoadError> {
+        let d = config.d_model();
+        let [norm, q, k, v, norm_q, norm_k, out, ff] = names;
+        let attn = loader.pp("attn");
+        Ok(Self {
+            norm: Linear::load(&loader.pp(norm).pp("linear"), d, 6 * d)?,
+            attn: QkvWeights::load(&attn, [q, k, v, norm_q, norm_k], config)?,
+            to_out: Linear::load(&attn.pp(out), d, d)?,
+            ff_in: Linear::load(&loader.pp(ff).pp("net.0.proj"), d, 4 * d)?,
+            ff_out: Linear::load(&loader.pp(ff).pp("net.2"), 4 * d, d)?,
+        })
+    }
+
+    /// - `m`: shift, scale, gate of the attention, then of the feed-forward
+    fn qkv(&self, x: &Tensor<3>, m: &[Tensor<2>; 6], rope: &RopeTable) -> Qkv {
+        self.attn.forward(modulated_norm(x.clone(), m[0].clone(), m[1].clone(), EPS), rope)
+    }
+
+    fn after(&self, x: Tensor<3>, attn: Tensor<4>, m: &[Tensor<2>; 6]) -> Tensor<3> {
+        let x = gated_residual(x, m[2].clone(), self.to_out.forward(merge_heads(attn)));
+        let y = modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS);
+        let y = self.ff_out.forward(self.ff_in.forward_act(y, Activation::GeluTanh));
+        gated_residual(x, m[5].clone(), y)
+    }
+}
+
+/// Projections to queries, keys and values, with a norm per head of the first two.
+#[derive(Debug)]
+struct QkvWeights {
+    n_heads: usize,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norm_q: Tensor<1>,
+    norm_k: Tensor<1>,
+}
+
+impl QkvWeights {
+    fn load(attn: &Loader<'_>, names: [&str; 5], config: &FluxConfig) -> Result<Self, LoadError> {
+        let (d, head_dim) = (config.d_model(), config.attention_head_dim);
+        let [q, k, v, norm_q, norm_k] = names;
+        Ok(Self {
+            n_heads: config.num_attention_heads,
+            q: Linear::load(&attn.pp(q), d, d)?,
+            k: Linear::load(&attn.pp(k), d, d)?,
+            v: Linear::load(&attn.pp(v), d, d)?,
+            norm_q: attn.pp(norm_q).tensor("weight", [head_dim])?,
+            norm_k: attn.pp(norm_k).tensor("weight", [head_dim])?,
+        })
+    }
+
+    /// - `x`: `[batch, tokens, d_model]`, normalised
+    fn forward(&self, x: Tensor<3>, rope: &RopeTable) -> Qkv {
+        let heads = |proj: &Linear| split_heads(proj.forward(x.clone()), self.n_heads);
+        Qkv {
+            q: norm_rope(heads(&self.q), &self.norm_q, EPS, rope),
+            k: norm_rope(heads(&self.k), &self.norm_k, EPS, rope),
+            v: heads(&self.v),
+        }
+    }
+}
+
+/// `FluxSingleTransformerBlock`: attention and feed-forward side by side on text and image as one sequence.
+#[derive(Debug)]
+struct SingleBlock {
+    norm: Linear,
+    attn: QkvWeights,
+    proj_mlp: Linear,
+    proj_out: Linear,
+}
+
+impl SingleBlock {
+    fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
+        let d = config.d_model();
+        let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+        Ok(Self {
+            norm: Linear::load(&loader.pp("norm.linear"), d, 3 * d)?,
+            attn: QkvWeights::load(&loader.pp("attn"), names, config)?,
+            proj_mlp: Linear::load(&loader.pp("proj_mlp"), d, 4 * d)?,
+            proj_out: Linear::load(&loader.pp("proj_out"), 5 * d, d)?,
+        })
+    }
+
+    fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        let [shift, scale, gate] = modulation(&self.norm, &cond.temb);
+        let [b, n_txt, d] = x.txt.dims();
+        let n = n_txt + x.img.dims()[1];
+        // one sequence: the weights are the same for both streams and are read once
+        let x = Tensor::cat(vec![x.txt, x.img], 1);
+        let y = modulated_norm(x.clone(), shift, scale, EPS);
+        let qkv = self.attn.forward(y.clone(), &cond.places.txt.then(&cond.places.img));
+        let (txt, img) = ctx.attn.joint(site, tokens(&qkv, 0..n_txt), tokens(&qkv, n_txt..n))?;
+        let attn = merge_heads(ops::cat_tokens(vec![txt, img]));
+        let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
+        let x = gated_residual(x, gate, linear_cat(vec![attn, mlp], &self.proj_out));
+        Ok(Streams { txt: x.clone().slice([0..b, 0..n_txt, 0..d]), img: x.slice([0..b, n_txt..n, 0..d]) })
+    }
+}
+
+/// Tokens `range` of all heads.
+fn tokens(qkv: &Qkv, range: std::ops::Range<usize>) -> Qkv {
+    let [b, h, _, d] = qkv.q.dims();
+    let cut = |x: &Tensor<4>| x.clone().slice([0..b, 0..h, range.clone(), 0..d]);
+    Qkv { q: cut(&qkv.q), k: cut(&qkv.k), v: cut(&qkv.v) }
+}
