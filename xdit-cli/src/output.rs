@@ -35,8 +35,7 @@ impl Target {
             OutputType::Png => "png",
             OutputType::Latent => "safetensors",
         };
-        let is_folder =
-            path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) || path.extension().is_none();
+        let is_folder = path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) || path.extension().is_none();
         let target = if is_folder {
             fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))?;
             Self { folder: path.into(), name: Name::Folder, extension: default_extension.into() }
@@ -79,7 +78,9 @@ impl Target {
             Content::Picture { width, height, rgb } => png(&mut file, *width, *height, rgb, &texts),
             Content::Latent { dims, values } => latents(&mut file, *dims, values, &texts),
         };
-        written.and_then(|()| Ok(file.as_file().sync_all()?)).with_context(|| format!("cannot write {}", path.display()))?;
+        written
+            .and_then(|()| Ok(file.as_file().sync_all()?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
         file.persist(&path).map_err(|e| e.error).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }

@@ -83,7 +83,12 @@ impl Observer for Progress {
             let tenth = done.saturating_mul(10) / running.total.max(1);
             if self.mode == Mode::Lines && phase == Phase::Denoise && tenth > running.told {
                 running.told = tenth;
-                eprintln!("{phase}: {done}/{} {} ({:.1} s)", running.total, running.what, running.start.elapsed().as_secs_f64());
+                eprintln!(
+                    "{phase}: {done}/{} {} ({:.1} s)",
+                    running.total,
+                    running.what,
+                    running.start.elapsed().as_secs_f64()
+                );
             }
         }
         ControlFlow::Continue(())

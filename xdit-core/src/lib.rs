@@ -8,8 +8,8 @@ pub mod dit;
 pub mod engine;
 pub mod observer;
 
-pub mod ops;
 pub mod noise;
+pub mod ops;
 pub mod sampler;
 
 pub mod checkpoint;

@@ -59,8 +59,7 @@ fn main() -> Result<()> {
     let mut got = None;
     for i in 0..=repeat {
         let start = Instant::now();
-        let inputs =
-            Inputs { latents: latents.clone(), places: &places, time: 0.7, text: &text, guidance: Some(3.5) };
+        let inputs = Inputs { latents: latents.clone(), places: &places, time: 0.7, text: &text, guidance: Some(3.5) };
         got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, inputs)?);
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());

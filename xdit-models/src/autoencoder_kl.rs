@@ -1,7 +1,492 @@
-//! stub
-use burn::tensor::Tensor; use xdit_core::checkpoint::Loader; use crate::error::ModelError; use xdit_core::observer::Observer;
-#[derive(serde::Deserialize)] pub struct AutoencoderKlConfig{pub latent_channels:usize}
-impl AutoencoderKlConfig{pub fn scale(&self)->usize{8}}
-pub struct AutoencoderKl;
-impl AutoencoderKl{ pub const UNUSED:&[&str]=&[]; pub fn load(_:&Loader<'_>,_:&AutoencoderKlConfig)->Result<Self,ModelError>{Ok(Self)}
- pub fn decode_observed(&self,x:Tensor<4>,_:&mut dyn Observer)->Result<Tensor<4>,()>{Ok(x)} }
+//! `AutoencoderKL`: latents to pictures, for Stable Diffusion and FLUX. Only the decoder is here.
+//!
+//! Mirrors `src/diffusers/models/autoencoders/autoencoder_kl.py` and `Decoder` in `vae.py`.
+
+use std::ops::{ControlFlow, Range};
+
+use burn::tensor::{DType, Tensor, TensorData};
+use serde::Deserialize;
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::observer::{Observer, Phase};
+use xdit_core::ops::{
+    Conv2d, GroupNorm, Linear, attention, merge_heads, pixels_to_tokens, split_heads, to_dtype, tokens_to_pixels,
+    upsample_nearest_2x,
+};
+
+use crate::error::ModelError;
+
+/// `vae/config.json`; field names and defaults are the checkpoint's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct AutoencoderKlConfig {
+    /// Channels of a picture.
+    pub out_channels: usize,
+    /// Kinds of the up blocks, all `UpDecoderBlock2D`.
+    pub up_block_types: Vec<String>,
+    /// Channels at each resolution, the finest first.
+    pub block_out_channels: Vec<usize>,
+    /// Resnets in a block of the encoder; the decoder's blocks have one more.
+    pub layers_per_block: usize,
+    /// Activation, always `silu`.
+    pub act_fn: String,
+    /// Channels of latents.
+    pub latent_channels: usize,
+    /// Groups of the group norms.
+    pub norm_num_groups: usize,
+    /// Side of the pictures of the training, and of a tile.
+    pub sample_size: usize,
+    /// What the encoder's latents are multiplied by for the transformer,
+    pub scaling_factor: f64,
+    /// after this has been subtracted.
+    pub shift_factor: Option<f64>,
+    /// Whether a 1x1 convolution comes before the decoder.
+    pub use_post_quant_conv: bool,
+    /// Whether the middle block attends.
+    pub mid_block_add_attention: bool,
+}
+
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            out_channels: 3,
+            up_block_types: vec![UP_BLOCK.into()],
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            act_fn: "silu".into(),
+            latent_channels: 4,
+            norm_num_groups: 32,
+            sample_size: 32,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+}
+
+const UP_BLOCK: &str = "UpDecoderBlock2D";
+const EPS: f64 = 1e-6;
+
+impl AutoencoderKlConfig {
+    /// Pixels per latent pixel along a side.
+    pub fn scale(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1).min(16)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let bad = |what: String| Err(ModelError::Config { class: "AutoencoderKL", what });
+        let (channels, groups) = (&self.block_out_channels, self.norm_num_groups);
+        if channels.is_empty() || channels.len() > 8 {
+            return bad(format!("block_out_channels={channels:?} must have between 1 and 8 entries"));
+        }
+        if self.up_block_types.len() != channels.len() {
+            return bad(format!(
+                "up_block_types has {} entries, block_out_channels={channels:?} has {}",
+                self.up_block_types.len(),
+                channels.len()
+            ));
+        }
+        if let Some(other) = self.up_block_types.iter().find(|name| *name != UP_BLOCK) {
+            return bad(format!("up_block_types with {other:?} is not supported, only {UP_BLOCK:?}"));
+        }
+        if let Some(c) = channels.iter().find(|c| groups == 0 || **c == 0 || **c % groups != 0) {
+            return bad(format!("norm_num_groups={groups} must divide all of block_out_channels, {c} among them"));
+        }
+        if !matches!(self.act_fn.as_str(), "silu" | "swish") {
+            return bad(format!("act_fn={:?} is not supported, only \"silu\"", self.act_fn));
+        }
+        if self.latent_channels == 0 || self.out_channels == 0 || self.sample_size == 0 {
+            return bad(format!(
+                "latent_channels={}, out_channels={} and sample_size={} must be positive",
+                self.latent_channels, self.out_channels, self.sample_size
+            ));
+        }
+        if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
+            return bad(format!(
+                "scaling_factor={} must be a number other than 0, shift_factor={:?} a number or null",
+                self.scaling_factor, self.shift_factor
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a picture is decoded in overlapping tiles that are blended, which bounds the memory it takes. The tiles do
+/// not see each other: the picture differs a little from the one decoded as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Tiling {
+    /// As a whole.
+    #[default]
+    Off,
+    /// In tiles of the configuration's `sample_size` that overlap by a quarter, if it is larger than one, as after
+    /// upstream's `enable_tiling()`.
+    On,
+    /// In tiles of another size, if it is larger than one.
+    Tiles {
+        /// Side of a tile in pixels.
+        sample_min_size: usize,
+        /// Part of a tile that it shares with the next, at least 0 and less than 1.
+        overlap_factor: f64,
+    },
+}
+
+/// The caller's callback asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("decoding was cancelled")]
+pub struct Cancelled;
+
+/// The decoder with its weights on a device.
+#[derive(Debug)]
+pub struct AutoencoderKl {
+    config: AutoencoderKlConfig,
+    dtype: DType,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+impl AutoencoderKl {
+    /// Parts of names in a checkpoint that decoding does not need.
+    pub const UNUSED: &[&str] = &["encoder.", "quant_conv."];
+
+    /// Reads the weights of the decoder.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself; tensors of other shapes than it demands.
+    pub fn load(loader: &Loader<'_>, config: &AutoencoderKlConfig) -> Result<Self, ModelError> {
+        config.check()?;
+        let c = config.latent_channels;
+        Ok(Self {
+            dtype: loader.dtype().into(),
+            post_quant_conv: match config.use_post_quant_conv {
+                true => Some(Conv2d::load(&loader.pp("post_quant_conv"), c, c, 1)?),
+                false => None,
+            },
+            decoder: Decoder::load(&loader.pp("decoder"), config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The transformer's latents as the decoder wants them, `latents / scaling_factor + shift_factor`.
+    pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
+        latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
+    }
+
+    /// Decodes latents that have been through [`unscale`](Self::unscale) to pictures, nominally in -1..=1 but not
+    /// clamped: `[batch, latent_channels, height, width] -> [batch, out_channels, height, width]`, larger by
+    /// [`AutoencoderKlConfig::scale`]. After each tile, `progress` is told how many are done and how many there are.
+    ///
+    /// # Errors
+    /// `progress` breaks.
+    pub fn decode(
+        &self,
+        latents: Tensor<4>,
+        tiling: Tiling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, Cancelled> {
+        let latents = to_dtype(latents, self.dtype);
+        let Some(tiles) = Tiles::new(&self.config, tiling, &latents) else {
+            let picture = self.decode_each(latents, |_, _| {});
+            return if progress(1, 1).is_break() { Err(Cancelled) } else { Ok(picture) };
+        };
+        let (mut done, total) = (0, tiles.rows.len() * tiles.cols.len());
+        let mut above: Vec<Tensor<4>> = Vec::new();
+        let mut pictures = Vec::new();
+        for rows in &tiles.rows {
+            let mut row: Vec<Tensor<4>> = Vec::new();
+            for (j, cols) in tiles.cols.iter().enumerate() {
+                let tile = latents.clone().narrow(2, rows.start, rows.len()).narrow(3, cols.start, cols.len());
+                let mut tile = self.decode_each(tile, |_, _| {});
+                // a neighbour has been blended with its own neighbours before
+                if let Some(above) = above.get(j) {
+                    tile = blend(above, tile, 2, tiles.blend);
+                }
+                if let Some(left) = row.last() {
+                    tile = blend(left, tile, 3, tiles.blend);
+                }
+                row.push(tile);
+                done += 1;
+                if progress(done, total).is_break() {
+                    return Err(Cancelled);
+                }
+            }
+            let kept = row.iter().map(|tile| {
+                let [_, _, h, w] = tile.dims();
+                tile.clone().narrow(2, 0, h.min(tiles.keep)).narrow(3, 0, w.min(tiles.keep))
+            });
+            pictures.push(Tensor::cat(kept.collect(), 3));
+            above = row;
+        }
+        Ok(Tensor::cat(pictures, 2))
+    }
+
+    /// [`unscale`](Self::unscale) and [`decode`](Self::decode) for an observer. Pictures of more than four million
+    /// pixels are decoded in tiles.
+    ///
+    /// # Errors
+    /// The observer breaks.
+    pub fn decode_observed(&self, latents: Tensor<4>, observer: &mut dyn Observer) -> Result<Tensor<4>, Cancelled> {
+        let [_, _, height, width] = latents.dims();
+        let is_large = height * width * self.config.scale() * self.config.scale() > 2048 * 2048;
+        let tiling = if is_large { Tiling::On } else { Tiling::Off };
+        let n_tiles = Tiles::new(&self.config, tiling, &latents).map_or(1, |t| t.rows.len() * t.cols.len());
+        observer.begin(Phase::Decode, "vae", n_tiles as u64);
+        let mut progress = |done, _| observer.advance(Phase::Decode, done as u64);
+        let picture = self.decode(self.unscale(latents), tiling, &mut progress)?;
+        observer.end(Phase::Decode);
+        Ok(picture)
+    }
+
+    /// Decodes as a whole; `see` is shown what comes out of `conv_in`, `mid_block`, `up_blocks.0` and so on.
+    pub fn decode_each(&self, latents: Tensor<4>, see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+        let latents = to_dtype(latents, self.dtype);
+        let latents = match &self.post_quant_conv {
+            Some(conv) => conv.forward(latents),
+            None => latents,
+        };
+        self.decoder.forward(latents, see)
+    }
+}
+
+/// `Decoder`
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn load(loader: &Loader<'_>, config: &AutoencoderKlConfig) -> Result<Self, LoadError> {
+        let channels: Vec<_> = config.block_out_channels.iter().rev().copied().collect();
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let up_block = |i: usize| {
+            let c_in = channels[i.saturating_sub(1)];
+            UpBlock::load(&loader.pp("up_blocks").pp(i), c_in, channels[i], i + 1 == channels.len(), config)
+        };
+        Ok(Self {
+            conv_in: Conv2d::load(&loader.pp("conv_in"), config.latent_channels, first, 3)?,
+            mid_block: MidBlock::load(&loader.pp("mid_block"), first, config)?,
+            up_blocks: (0..channels.len()).map(up_block).collect::<Result<_, _>>()?,
+            conv_norm_out: GroupNorm::load(&loader.pp("conv_norm_out"), last, config.norm_num_groups, EPS)?,
+            conv_out: Conv2d::load(&loader.pp("conv_out"), last, config.out_channels, 3)?,
+        })
+    }
+
+    fn forward(&self, latents: Tensor<4>, mut see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+        let mut x = self.conv_in.forward(latents);
+        see("conv_in", &x);
+        x = self.mid_block.forward(x);
+        see("mid_block", &x);
+        for (i, block) in self.up_blocks.iter().enumerate() {
+            x = block.forward(x);
+            see(&format!("up_blocks.{i}"), &x);
+        }
+        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+    }
+}
+
+/// `UNetMidBlock2D`
+#[derive(Debug)]
+struct MidBlock {
+    resnets: [Resnet; 2],
+    attention: Option<MidAttention>,
+}
+
+impl MidBlock {
+    fn load(loader: &Loader<'_>, c: usize, config: &AutoencoderKlConfig) -> Result<Self, LoadError> {
+        let resnet = |i: usize| Resnet::load(&loader.pp("resnets").pp(i), c, c, config);
+        Ok(Self {
+            resnets: [resnet(0)?, resnet(1)?],
+            attention: match config.mid_block_add_attention {
+                true => Some(MidAttention::load(&loader.pp("attentions.0"), c, config)?),
+                false => None,
+            },
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut x = self.resnets[0].forward(x);
+        if let Some(attention) = &self.attention {
+            x = attention.forward(x);
+        }
+        self.resnets[1].forward(x)
+    }
+}
+
+/// `UpDecoderBlock2D`
+#[derive(Debug)]
+struct UpBlock {
+    resnets: Vec<Resnet>,
+    upsampler: Option<Conv2d>,
+}
+
+impl UpBlock {
+    fn load(
+        loader: &Loader<'_>,
+        c_in: usize,
+        c_out: usize,
+        is_last: bool,
+        config: &AutoencoderKlConfig,
+    ) -> Result<Self, LoadError> {
+        let resnet =
+            |i: usize| Resnet::load(&loader.pp("resnets").pp(i), if i == 0 { c_in } else { c_out }, c_out, config);
+        Ok(Self {
+            resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_, _>>()?,
+            upsampler: match is_last {
+                true => None,
+                false => Some(Conv2d::load(&loader.pp("upsamplers.0.conv"), c_out, c_out, 3)?),
+            },
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = self.resnets.iter().fold(x, |x, resnet| resnet.forward(x));
+        match &self.upsampler {
+            Some(conv) => conv.forward(upsample_nearest_2x(x)),
+            None => x,
+        }
+    }
+}
+
+/// `ResnetBlock2D` without a time embedding.
+#[derive(Debug)]
+struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    fn load(loader: &Loader<'_>, c_in: usize, c_out: usize, config: &AutoencoderKlConfig) -> Result<Self, LoadError> {
+        let groups = config.norm_num_groups;
+        Ok(Self {
+            norm1: GroupNorm::load(&loader.pp("norm1"), c_in, groups, EPS)?,
+            conv1: Conv2d::load(&loader.pp("conv1"), c_in, c_out, 3)?,
+            norm2: GroupNorm::load(&loader.pp("norm2"), c_out, groups, EPS)?,
+            conv2: Conv2d::load(&loader.pp("conv2"), c_out, c_out, 3)?,
+            conv_shortcut: match c_in == c_out {
+                true => None,
+                false => Some(Conv2d::load(&loader.pp("conv_shortcut"), c_in, c_out, 1)?),
+            },
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = self.conv1.forward(self.norm1.forward_silu(x.clone()));
+        let y = self.norm2.forward_silu(y);
+        let shortcut = match &self.conv_shortcut {
+            Some(conv) => conv.forward(x),
+            None => x,
+        };
+        self.conv2.forward_add(y, shortcut)
+    }
+}
+
+/// `Attention` over all pixels, with one head.
+#[derive(Debug)]
+struct MidAttention {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+}
+
+impl MidAttention {
+    fn load(loader: &Loader<'_>, c: usize, config: &AutoencoderKlConfig) -> Result<Self, LoadError> {
+        // checkpoints of before diffusers 0.18 have other names
+        let old = loader.has("query.weight");
+        let linear = |name: &str, before: &str| Linear::load(&loader.pp(if old { before } else { name }), c, c);
+        Ok(Self {
+            group_norm: GroupNorm::load(&loader.pp("group_norm"), c, config.norm_num_groups, EPS)?,
+            to_q: linear("to_q", "query")?,
+            to_k: linear("to_k", "key")?,
+            to_v: linear("to_v", "value")?,
+            to_out: linear("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, c, height, width] = x.dims();
+        let y = pixels_to_tokens(self.group_norm.forward(x.clone()));
+        let head = |proj: &Linear| split_heads(proj.forward(y.clone()), 1);
+        let y = attention(head(&self.to_q), head(&self.to_k), head(&self.to_v), None, (c as f64).powf(-0.5)).out;
+        tokens_to_pixels(pixels_to_tokens(x) + self.to_out.forward(merge_heads(y)), height, width)
+    }
+}
+
+/// How a picture is cut.
+struct Tiles {
+    /// In latent pixels; the last ones may be shorter.
+    rows: Vec<Range<usize>>,
+    cols: Vec<Range<usize>>,
+    /// Pixels over which a tile fades into the next.
+    blend: usize,
+    /// Pixels of a side that are kept of a tile.
+    keep: usize,
+}
+
+impl Tiles {
+    /// `None` if the picture is decoded as a whole.
+    fn new(config: &AutoencoderKlConfig, tiling: Tiling, latents: &Tensor<4>) -> Option<Self> {
+        let (size, overlap) = match tiling {
+            Tiling::Off => return None,
+            Tiling::On => (config.sample_size, 0.25),
+            Tiling::Tiles { sample_min_size, overlap_factor } => (sample_min_size, overlap_factor),
+        };
+        let [_, _, height, width] = latents.dims();
+        let latent_size = (size / config.scale()).max(1);
+        if height <= latent_size && width <= latent_size {
+            return None;
+        }
+        // rounded down as upstream does
+        let step = ((latent_size as f64 * (1.0 - overlap)) as usize).max(1);
+        let blend = (size as f64 * overlap) as usize;
+        let cut = |n: usize| (0..n).step_by(step).map(|from| from..n.min(from + latent_size)).collect();
+        Some(Self { rows: cut(height), cols: cut(width), blend, keep: size - blend })
+    }
+}
+
+/// `blend_v` and `blend_h`: the first `extent` of `tile` along `dim` fade in from the last of the tile `before`.
+fn blend(before: &Tensor<4>, tile: Tensor<4>, dim: usize, extent: usize) -> Tensor<4> {
+    let (n_before, n) = (before.dims()[dim], tile.dims()[dim]);
+    let extent = extent.min(n_before).min(n);
+    if extent == 0 {
+        return tile;
+    }
+    let mut dims = [1; 4];
+    dims[dim] = extent;
+    let ramp: Vec<f32> = (0..extent).map(|i| i as f32 / extent as f32).collect();
+    let ramp = Tensor::from_data(TensorData::new(ramp, dims), (&tile.device(), tile.dtype()));
+    let from = before.clone().narrow(dim, n_before - extent, extent);
+    let mixed = from.clone() + (tile.clone().narrow(dim, 0, extent) - from) * ramp;
+    match n - extent {
+        0 => mixed,
+        rest => Tensor::cat(vec![mixed, tile.narrow(dim, extent, rest)], dim),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_configurations_are_errors() {
+        let check = |config: AutoencoderKlConfig| config.check().unwrap_err().to_string();
+        let good = AutoencoderKlConfig::default();
+        good.check().unwrap();
+        assert_eq!(
+            check(AutoencoderKlConfig { norm_num_groups: 24, ..good.clone() }),
+            "AutoencoderKL config: norm_num_groups=24 must divide all of block_out_channels, 64 among them"
+        );
+        check(AutoencoderKlConfig { norm_num_groups: 0, ..good.clone() });
+        check(AutoencoderKlConfig { block_out_channels: vec![], ..good.clone() });
+        check(AutoencoderKlConfig { block_out_channels: vec![64, 64], ..good.clone() });
+        check(AutoencoderKlConfig { up_block_types: vec!["AttnUpDecoderBlock2D".into()], ..good.clone() });
+        check(AutoencoderKlConfig { scaling_factor: 0.0, ..good });
+    }
+}

@@ -42,11 +42,7 @@ impl Components {
         if classes.split(" or ").any(|class| class == found) {
             return Ok(());
         }
-        Err(PipelineError::UnknownClass {
-            component: component.into(),
-            found: found.clone(),
-            expected: classes,
-        })
+        Err(PipelineError::UnknownClass { component: component.into(), found: found.clone(), expected: classes })
     }
 
     /// Opens a component's checkpoint, lets `build` read from it, and sees to it that nothing is missing.

@@ -259,10 +259,7 @@ impl DoubleBlock {
             "to_add_out",
             "ff_context",
         ];
-        Ok(Self {
-            img: StreamWeights::load(loader, img, config)?,
-            txt: StreamWeights::load(loader, txt, config)?,
-        })
+        Ok(Self { img: StreamWeights::load(loader, img, config)?, txt: StreamWeights::load(loader, txt, config)? })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {

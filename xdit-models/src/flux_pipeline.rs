@@ -79,7 +79,11 @@ impl Architecture for FluxPipeline {
         let config: T5Config = components.config("text_encoder_2")?;
         let t5 = components.load("text_encoder_2", T5Encoder::UNUSED, observer, |l| T5Encoder::load(l, &config))?;
         let txt = each(&t5_ids, "text_encoder_2", observer, |ids| t5.forward(ids, None))?;
-        Ok(txt.into_iter().zip(pooled).map(|(txt, pooled): (Tensor<3>, Tensor<2>)| TextEmbeddings { txt, pooled }).collect())
+        Ok(txt
+            .into_iter()
+            .zip(pooled)
+            .map(|(txt, pooled): (Tensor<3>, Tensor<2>)| TextEmbeddings { txt, pooled })
+            .collect())
     }
 
     fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {

@@ -35,10 +35,11 @@ impl Geometry {
     pub fn pack(&self, latents: Tensor<4>) -> Tensor<3> {
         let [b, c, h, w] = latents.dims();
         let p = self.patch;
-        latents
-            .reshape([b, c, h / p, p, w / p, p])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([b, (h / p) * (w / p), c * p * p])
+        latents.reshape([b, c, h / p, p, w / p, p]).permute([0, 2, 4, 1, 3, 5]).reshape([
+            b,
+            (h / p) * (w / p),
+            c * p * p,
+        ])
     }
 
     /// The inverse of [`Geometry::pack`] for a picture of this size in pixels.

@@ -218,6 +218,25 @@ pub struct Request {
     pub output: OutputType,
 }
 
+impl Request {
+    /// One picture of `prompt` with the model's defaults and seed 42.
+    pub fn new(prompt: &str) -> Self {
+        Self {
+            prompts: vec![prompt.into()],
+            negative_prompts: Vec::new(),
+            height: None,
+            width: None,
+            num_inference_steps: None,
+            guidance_scale: None,
+            true_cfg_scale: None,
+            max_sequence_length: None,
+            seed: 42,
+            num_images: 1,
+            output: OutputType::Picture,
+        }
+    }
+}
+
 /// What [`Pipeline::generate`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutputType {
@@ -329,11 +348,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// A hub that does not answer; a folder that is no pipeline, or of a class that is not built.
-    pub fn open(
-        source: &ModelSource,
-        options: Options,
-        observer: &mut dyn Observer,
-    ) -> Result<Self, PipelineError> {
+    pub fn open(source: &ModelSource, options: Options, observer: &mut dyn Observer) -> Result<Self, PipelineError> {
         let source = match source {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
@@ -411,11 +426,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// A request that cannot be served, weights that cannot be read, a cancelled or failed denoising loop.
-    pub fn generate(
-        &mut self,
-        request: &Request,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Output>, PipelineError> {
+    pub fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Vec<Output>, PipelineError> {
         let settings = self.settings(request)?;
         let guided = !request.negative_prompts.is_empty() && settings.true_cfg_scale > 1.0;
         if !request.negative_prompts.is_empty() && !guided {
@@ -431,12 +442,12 @@ impl Pipeline {
         }
         let dit = self.dit.as_deref().expect("read above");
         let positions = self.geometry.positions(settings.height, settings.width);
-        let sampler =
-            self.architecture.sampler(&self.components, settings.num_inference_steps, positions.len())?;
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, positions.len())?;
 
         let mut outputs = Vec::new();
         for (prompt, text) in prompts.iter().enumerate() {
-            let cfg = |negative: &'_ [TextEmbeddings]| negative.get(prompt.min(negative.len().saturating_sub(1))).cloned();
+            let cfg =
+                |negative: &'_ [TextEmbeddings]| negative.get(prompt.min(negative.len().saturating_sub(1))).cloned();
             let negative = cfg(&negative);
             for image in 0..request.num_images {
                 let seed = request.seed.wrapping_add(image as u64);
@@ -456,9 +467,7 @@ impl Pipeline {
         for (prompt, image, seed, latents) in outputs {
             let content = match request.output {
                 OutputType::Picture => self.decode(latents, &settings, observer)?,
-                OutputType::Latent => {
-                    Content::Latent { dims: latents.dims(), values: read(latents, "the latents")? }
-                }
+                OutputType::Latent => Content::Latent { dims: latents.dims(), values: read(latents, "the latents")? },
             };
             results.push(Output { prompt, image, seed, content });
         }

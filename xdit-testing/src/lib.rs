@@ -1,1 +1,5 @@
-//! TODO
+//! What the tests of all crates share: golden cases and how to compare with them, and the checker of drawn scenes.
+#![forbid(unsafe_code)]
+
+pub mod golden;
+pub mod scene;

@@ -115,11 +115,8 @@ mod tests {
     #[test]
     fn rows_do_not_depend_on_their_neighbours() {
         let dev = Device::flex();
-        let (q, k, v) = (
-            random([1, 2, 301, 24], 1, &dev),
-            random([1, 2, 700, 24], 2, &dev),
-            random([1, 2, 700, 24], 3, &dev),
-        );
+        let (q, k, v) =
+            (random([1, 2, 301, 24], 1, &dev), random([1, 2, 700, 24], 2, &dev), random([1, 2, 700, 24], 3, &dev));
         let whole = attention(q.clone(), k.clone(), v.clone(), None, 0.2).out;
         let part = attention(q.slice([0..1, 0..2, 77..201]), k, v, None, 0.2).out;
         whole.slice([0..1, 0..2, 77..201]).into_data().assert_eq(&part.into_data(), true);

@@ -52,10 +52,7 @@ impl Linear {
     /// # Errors
     /// A shape other than `[out, in]` and `[out]`.
     pub fn load(loader: &Loader<'_>, d_in: usize, d_out: usize) -> Result<Self, LoadError> {
-        Ok(Self {
-            weight: loader.tensor("weight", [d_out, d_in])?,
-            bias: Some(loader.tensor("bias", [d_out])?),
-        })
+        Ok(Self { weight: loader.tensor("weight", [d_out, d_in])?, bias: Some(loader.tensor("bias", [d_out])?) })
     }
 
     /// Reads `weight` alone.
@@ -142,8 +139,7 @@ mod tests {
         {
             for (n, d_in, d_out) in [(1, 70, 33), (5, 70, 200), (300, 40, 70)] {
                 let x = random([2, n, d_in], 1, &dev);
-                let layer =
-                    Linear { weight: random([d_out, d_in], 2, &dev), bias: Some(random([d_out], 3, &dev)) };
+                let layer = Linear { weight: random([d_out, d_in], 2, &dev), bias: Some(random([d_out], 3, &dev)) };
                 let want = portable(x.clone(), &layer, act);
                 assert_close(layer.forward_act(x, act), want, TOLERANCE);
             }

@@ -12,12 +12,14 @@
 //! A wrong shape is a bug of the caller and panics.
 
 mod attention;
+mod conv;
 mod cpu;
 mod linear;
 mod norm;
 mod rope;
 
 pub use attention::{Attended, attention, cat_tokens, merge_heads, split_heads};
+pub use conv::{Conv2d, GroupNorm, pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Activation, Linear, geglu, linear_cat};
 pub use norm::{LayerNorm, gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::{RopeTable, norm_rope};

@@ -88,8 +88,8 @@ mod tests {
         let dev = Device::flex();
         let (x, y) = (random([2, 37, 50], 1, &dev), random([2, 37, 50], 2, &dev));
         let (shift, scale) = (random([2, 50], 3, &dev), random([2, 50], 4, &dev));
-        let want = layer_norm(x.clone(), 1e-6) * (scale.clone() + 1.0).unsqueeze_dim(1)
-            + shift.clone().unsqueeze_dim(1);
+        let want =
+            layer_norm(x.clone(), 1e-6) * (scale.clone() + 1.0).unsqueeze_dim(1) + shift.clone().unsqueeze_dim(1);
         assert_close(modulated_norm(x.clone(), shift, scale.clone(), 1e-6), want, 1e-6);
         let want = x.clone() + scale.clone().unsqueeze_dim(1) * y.clone();
         assert_close(gated_residual(x, scale, y), want, 1e-6);

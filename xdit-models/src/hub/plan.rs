@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use hf_hub::CacheRepo;
 use serde_json::Value;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::folder::{Component, PipelineFolder, Source, WeightFiles, WeightIndex, base_names};
 
-use super::HubError;
-use super::cache::RepoCache;
-use super::remote::{Listing, RemoteFile};
+use super::{HubError, Listing, RemoteFile, is_commit};
 
 /// The files to have besides `model_index.json`, whose text is `index`. `read` gives the text of a small file.
 pub(super) fn needed<'a>(
@@ -19,13 +18,13 @@ pub(super) fn needed<'a>(
     variant: Option<&str>,
     read: &mut dyn FnMut(&RemoteFile) -> Result<String, HubError>,
 ) -> Result<Vec<&'a RemoteFile>, HubError> {
-    let mut files = Vec::new();
+    let mut files: Vec<_> = listing.file("xdit.json").into_iter().collect();
     for (name, library) in components(index)? {
         let in_folder = |file: &'a RemoteFile| {
             let rest = file.path.strip_prefix(&name)?.strip_prefix('/')?;
             (!rest.contains('/')).then_some((rest, file))
         };
-        let folder: BTreeMap<&str, &RemoteFile> = listing.files().iter().filter_map(in_folder).collect();
+        let folder: BTreeMap<&str, &RemoteFile> = listing.files.iter().filter_map(in_folder).collect();
         files.extend(folder.iter().filter(|(name, _)| is_small(name)).map(|(_, file)| *file));
         let bases = base_names(&library);
         match WeightFiles::find(bases, variant, |file| folder.contains_key(file)) {
@@ -82,23 +81,24 @@ fn is_other_weights(bases: &[&str], name: &str) -> bool {
 }
 
 /// The cached folder of `repo` at `revision`, if it is complete.
-pub(super) fn complete_snapshot(
-    cache: &RepoCache,
+pub(super) fn cached(
+    cache: &CacheRepo,
     repo: &str,
     revision: &str,
     variant: Option<&str>,
 ) -> Result<PathBuf, HubError> {
+    const INDEX: &str = "model_index.json";
     let not_cached = |dir: PathBuf, missing| HubError::NotCached { repo: repo.into(), dir, missing };
-    let Some(commit) = cache.commit(revision) else {
-        return Err(not_cached(cache.root().into(), vec![format!("refs/{revision}")]));
+    let dir = if is_commit(revision) {
+        cache.pointer_path(revision)
+    } else {
+        let index = cache.get(INDEX);
+        let dir = index.as_deref().and_then(Path::parent);
+        dir.ok_or_else(|| not_cached(cache.pointer_path(""), vec![format!("{INDEX} of {revision}")]))?.to_path_buf()
     };
-    let dir = cache.snapshot(&commit);
     let folder = match PipelineFolder::open(Source::Dir(dir.clone())) {
-        Ok(folder) => folder,
-        Err(LoadError::NotAPipeline { .. }) => {
-            return Err(not_cached(dir, vec!["model_index.json".into()]));
-        }
-        Err(error) => return Err(error.into()),
+        Err(LoadError::NotAPipeline { .. }) => return Err(not_cached(dir, vec![INDEX.into()])),
+        folder => folder?,
     };
     let mut missing = Vec::new();
     for component in folder.components() {

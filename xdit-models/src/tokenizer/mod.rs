@@ -150,8 +150,7 @@ fn clip(vocab: Value, merges: &str, bos: &str, eos: &str) -> Result<Value, Strin
     let (bos_id, eos_id) = (id(bos)?, id(eos)?);
     let merges: Vec<&str> =
         merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
-    let words =
-        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     Ok(json!({
         "version": "1.0",
         "added_tokens": [special_token(bos_id, bos), special_token(eos_id, eos)],

@@ -24,13 +24,7 @@ pub struct Mat<'a> {
 impl Mat<'_> {
     /// The same memory, rows and columns exchanged.
     pub fn transposed(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     fn check(&self) {

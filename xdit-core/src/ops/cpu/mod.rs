@@ -7,6 +7,7 @@
 //! threads, as long as it is not the only row. Sequence parallelism is tested for equal bits on this.
 
 mod attention;
+mod conv;
 mod gemm;
 mod rows;
 mod simd;
@@ -17,6 +18,7 @@ use burn_flex::{FlexTensor, Layout};
 use rayon::prelude::*;
 
 pub(super) use attention::attention;
+pub(super) use conv::{conv2d, group_norm, upsample_nearest_2x};
 pub(super) use gemm::dense;
 pub(super) use rows::{activation, gated_residual, modulated_norm, norm_rope};
 

@@ -1,0 +1,254 @@
+//! The program as a user runs it: files, exit codes, one line for each mistake.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn golden(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xdit-testing/golden").join(name);
+    path.canonicalize().expect("a fixture").to_string_lossy().into_owned()
+}
+
+fn xdit(dir: &TempDir, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xdit"))
+        .args(args)
+        .current_dir(dir)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", dir.path().join("hub"))
+        .output()
+        .expect("the program runs")
+}
+
+/// A drawing with the tiny model of the golden cases, which takes milliseconds.
+fn draw(dir: &TempDir, model: &str, more: &[&str]) -> Output {
+    let mut args = vec!["generate", "--model", model, "--prompt", "a red cat", "--height", "32", "--width", "48"];
+    args.extend(["--steps", "2", "--max-sequence-length", "16"]);
+    args.extend(more);
+    xdit(dir, &args)
+}
+
+/// Exit code, one error on standard error with all of `parts` in it (on one line, but for usage, which clap explains at
+/// length), and no file left behind.
+#[track_caller]
+fn fails(dir: &TempDir, output: Output, code: i32, parts: &[&str]) {
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    let message = if code == 2 { text.as_str() } else { errors[0] };
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in {text}");
+    }
+    let left: Vec<_> = files(dir.path()).into_iter().filter(|f| f.extension().is_some_and(|e| e == "png")).collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// A copy of a golden pipeline folder to spoil.
+fn copy(dir: &TempDir, name: &str) -> PathBuf {
+    fn walk(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("a folder");
+        for entry in files(from) {
+            let target = to.join(entry.file_name().expect("a name"));
+            if entry.is_dir() { walk(&entry, &target) } else { drop(fs::copy(&entry, &target).expect("a copy")) }
+        }
+    }
+    let to = dir.path().join("model");
+    walk(Path::new(&golden(name)), &to);
+    to
+}
+
+fn decode(path: &Path) -> (png::Info<'static>, Vec<u8>) {
+    let file = std::io::BufReader::new(fs::File::open(path).expect("the picture"));
+    let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
+    let mut rgb = vec![0; reader.output_buffer_size().expect("a size")];
+    reader.next_frame(&mut rgb).expect("pixels");
+    reader.finish().expect("all chunks");
+    (reader.info().clone(), rgb)
+}
+
+#[test]
+fn the_built_in_model_draws() {
+    let dir = TempDir::new().expect("a folder");
+    let output = xdit(&dir, &["generate", "--prompt", "a large red circle on a yellow background", "--seed", "3"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "xdit.png");
+    let (info, rgb) = decode(&dir.path().join("xdit.png"));
+    assert_eq!((info.width, info.height), (256, 256));
+    assert!(rgb.iter().any(|x| *x != rgb[0]), "the picture is empty");
+    let text = |key: &str| {
+        let chunk = info.utf8_text.iter().find(|chunk| chunk.keyword == key).expect("the chunk");
+        chunk.get_text().expect("text")
+    };
+    assert_eq!(text("prompt"), "a large red circle on a yellow background");
+    assert_eq!(text("seed"), "3");
+    assert!(text("parameters").contains("Size: 256x256"));
+}
+
+#[test]
+fn one_record_for_programs() {
+    let dir = TempDir::new().expect("a folder");
+    let output = draw(&dir, &golden("flux-dev"), &["--json", "--num_images", "2", "--output", "out/", "--seed=5"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty());
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let written = record["files"].as_array().expect("files");
+    assert_eq!(written.len(), 2);
+    for (i, file) in written.iter().enumerate() {
+        assert_eq!(file["seed"], 5 + i);
+        assert!(dir.path().join(file["path"].as_str().expect("a path")).is_file());
+    }
+    for phase in ["load", "encode", "denoise", "decode"] {
+        assert!(record["seconds"][phase].as_f64().is_some_and(|s| s > 0.0), "{phase} in {record}");
+    }
+    assert!(record["peak_memory_bytes"].as_u64().is_some_and(|b| b > 1 << 20));
+}
+
+#[test]
+fn equal_requests_give_equal_bits() {
+    let dir = TempDir::new().expect("a folder");
+    for name in ["a.png", "b.png"] {
+        assert!(draw(&dir, &golden("flux-schnell"), &["--output", name]).status.success());
+    }
+    assert_eq!(decode(&dir.path().join("a.png")).1, decode(&dir.path().join("b.png")).1);
+    assert!(draw(&dir, &golden("flux-schnell"), &["--output", "c.png", "--seed", "1"]).status.success());
+    assert_ne!(decode(&dir.path().join("a.png")).1, decode(&dir.path().join("c.png")).1);
+}
+
+#[test]
+fn half_precision_draws_nearly_the_same() {
+    let dir = TempDir::new().expect("a folder");
+    assert!(draw(&dir, &golden("flux-dev"), &["--output", "f32.png"]).status.success());
+    let want = decode(&dir.path().join("f32.png")).1;
+    for dtype in ["bf16", "f16"] {
+        let output = draw(&dir, &golden("flux-dev"), &["--output", "half.png", "--dtype", dtype]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let got = decode(&dir.path().join("half.png")).1;
+        let error: f64 = got.iter().zip(&want).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+        assert!(error / (got.len() as f64) < 4.0, "{dtype}: mean difference {}", error / got.len() as f64);
+    }
+}
+
+#[test]
+fn latents_and_prompts_that_are_cut() {
+    let dir = TempDir::new().expect("a folder");
+    let long = "a cat and a dog and ".repeat(30);
+    let output =
+        draw(&dir, &golden("flux-dev"), &["--prompt", &long, "--output-type", "latent", "-o", "x.safetensors"]);
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("warning: tokenizer_2 takes 16 tokens"), "{text}");
+    // two prompts were given
+    assert!(dir.path().join("x-0.safetensors").is_file() && dir.path().join("x-1.safetensors").is_file());
+}
+
+#[test]
+fn inspect_and_models_print_tables() {
+    let dir = TempDir::new().expect("a folder");
+    let output = xdit(&dir, &["inspect", &golden("flux-dev")]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    for part in ["FluxPipeline (supported)", "FluxTransformer2DModel", "AutoencoderKL", "F32", "feature_extractor"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    let output = xdit(&dir, &["inspect", "--json"]);
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(record["class"], "FluxPipeline");
+    let output = xdit(&dir, &["models"]);
+    assert!(String::from_utf8(output.stdout).expect("text").contains("FluxPipeline"));
+}
+
+#[test]
+fn mistakes_in_the_request() {
+    let dir = TempDir::new().expect("a folder");
+    let model = golden("flux-dev");
+    fails(&dir, draw(&dir, &model, &["--height", "100"]), 2, &["--height"]);
+    let ask = |args: &[&str]| {
+        let mut all = vec!["generate", "--model", &model];
+        all.extend(args);
+        xdit(&dir, &all)
+    };
+    fails(&dir, ask(&["-p", "x", "--height", "100"]), 1, &["height 100", "multiple of 16", "96 and 112"]);
+    fails(&dir, ask(&["-p", "x", "--width", "99999999999"]), 1, &["width 99999999999", "16384"]);
+    fails(&dir, ask(&["-p", "  "]), 1, &["prompt 1 is empty"]);
+    fails(&dir, ask(&["-p", "x", "--steps", "0"]), 1, &["num-inference-steps 0"]);
+    fails(&dir, ask(&["-p", "x", "--max-sequence-length", "513"]), 1, &["max-sequence-length 513", "512"]);
+    fails(&dir, ask(&["-p", "a", "b", "c", "--negative-prompt", "d", "e"]), 1, &["2 negative prompts for 3 prompts"]);
+    fails(&dir, ask(&["-p", "x", "--device", "gpu"]), 2, &["--device"]);
+    fails(&dir, ask(&[]), 2, &["--prompt"]);
+    fails(&dir, ask(&["-p", "x", "--output", "no/such/place.png"]), 1, &["no/such", "is not there"]);
+    fails(&dir, ask(&["-p", "x", "--output", "x.jpg"]), 1, &["x.jpg", ".png"]);
+}
+
+#[test]
+fn mistakes_in_the_folder() {
+    let dir = TempDir::new().expect("a folder");
+    fails(&dir, draw(&dir, "./nowhere", &[]), 1, &["nowhere"]);
+    fails(&dir, draw(&dir, "someone/some-model", &[]), 1, &["someone/some-model", "model_index.json"]);
+
+    let model = copy(&dir, "flux-schnell");
+    let path = model.to_string_lossy().into_owned();
+    let spoil = |file: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>, parts: &[&str]| {
+        let file = model.join(file);
+        let good = fs::read(&file).expect("a file");
+        fs::write(&file, change(good.clone())).expect("written");
+        fails(&dir, draw(&dir, &path, &[]), 1, parts);
+        fs::write(&file, good).expect("written");
+    };
+    let weights = "transformer/diffusion_pytorch_model.safetensors";
+    spoil(weights, &|mut b| b.split_off(100), &[weights]);
+    spoil(
+        weights,
+        &|mut b| {
+            b.truncate(b.len() - 40);
+            b
+        },
+        &[weights],
+    );
+    spoil(
+        weights,
+        &|mut b| {
+            b[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+            b
+        },
+        &[weights],
+    );
+    let nan = |mut b: Vec<u8>| {
+        let at = b.len() - 4;
+        b[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+        b
+    };
+    spoil(weights, &nan, &["non-finite", "2 steps"]);
+    spoil("vae/config.json", &|_| b"{".to_vec(), &["vae/config.json"]);
+    let replace = |from: &'static str, to: &'static str| {
+        move |b: Vec<u8>| String::from_utf8(b).expect("text").replace(from, to).into_bytes()
+    };
+    spoil("model_index.json", &replace("FluxPipeline", "NoPipeline"), &["NoPipeline", "FluxPipeline"]);
+    spoil("model_index.json", &replace("AutoencoderKL", "AutoencoderDC"), &["vae", "AutoencoderDC"]);
+    spoil("model_index.json", &replace("\"text_encoder_2\"", "\"other\""), &["text_encoder_2"]);
+    spoil("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3"), &["transformer", "missing"]);
+    spoil("transformer/config.json", &replace("64", "48"), &["shape"]);
+    spoil("tokenizer_2/tokenizer.json", &|_| b"{}".to_vec(), &["tokenizer_2/tokenizer.json"]);
+    spoil(
+        "scheduler/scheduler_config.json",
+        &replace("\"use_beta_sigmas\": false", "\"use_beta_sigmas\": true"),
+        &["use_beta_sigmas"],
+    );
+
+    fs::remove_dir_all(model.join("tokenizer")).expect("removed");
+    fails(&dir, draw(&dir, &path, &[]), 1, &["tokenizer"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing() {
+    // every write to this device fails as on a full disk; the folder itself takes no new file
+    let dir = TempDir::new().expect("a folder");
+    fails(&dir, draw(&dir, &golden("flux-dev"), &["--output", "/dev/full/x.png"]), 1, &["/dev/full"]);
+    fails(&dir, draw(&dir, &golden("flux-dev"), &["--output", "/proc/x.png"]), 1, &["/proc"]);
+}

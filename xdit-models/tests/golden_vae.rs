@@ -1,0 +1,89 @@
+//! The decoder against diffusers, stage by stage, and its tiles.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use xdit_core::checkpoint::Loader;
+use xdit_core::folder::{PipelineFolder, Source};
+use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig, Cancelled, Tiling};
+use xdit_testing::golden::{self, Golden, assert_rel_l2, rel_l2};
+
+/// f32 on both sides; ours has the larger rounding of fast convolutions.
+const TOLERANCE: f64 = 3e-5;
+
+fn load(name: &str) -> AutoencoderKl {
+    let folder = PipelineFolder::open(Source::Dir(golden::dir().join(name))).unwrap();
+    let config: AutoencoderKlConfig = folder.config("vae", "config.json").unwrap();
+    let weights = folder.weights("vae", None).unwrap();
+    let loader = Loader::new(&weights, &Device::flex(), FloatDType::F32);
+    let vae = AutoencoderKl::load(&loader, &config).unwrap();
+    assert_eq!(loader.finish(AutoencoderKl::UNUSED).unwrap().unused, [""; 0]);
+    vae
+}
+
+#[track_caller]
+fn check_stages(name: &str) {
+    let (golden, vae) = (Golden::open(name), load(name));
+    let mut n = 0;
+    let got = vae.decode_each(golden.tensor("vae.latent"), |stage, x| {
+        let key = stage.replace("mid_block", "mid").replace("up_blocks", "up");
+        let error = assert_rel_l2(x.clone(), golden.tensor(&format!("vae.{key}")), TOLERANCE);
+        println!("{name} vae {stage}: {error:.1e}");
+        n += 1;
+    });
+    println!("out {:.1e}", assert_rel_l2(got, golden.tensor("vae.out"), TOLERANCE));
+    assert_eq!(n, 6);
+}
+
+fn go_on(_: usize, _: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[track_caller]
+fn check_tiled(name: &str) {
+    let (golden, vae) = (Golden::open(name), load(name));
+    let latent: Tensor<4> = golden.tensor("vae.tiled.latent");
+    let mut seen = Vec::new();
+    let mut progress = |done, total| {
+        seen.push((done, total));
+        ControlFlow::Continue(())
+    };
+    let got = vae.decode(latent.clone(), Tiling::On, &mut progress).unwrap();
+    println!("{name} tiled {:.1e}", assert_rel_l2(got.clone(), golden.tensor("vae.tiled.out"), TOLERANCE));
+    let total = seen.len();
+    assert!(total > 1);
+    assert_eq!(seen, (1..=total).map(|done| (done, total)).collect::<Vec<_>>());
+    let whole = vae.decode(latent.clone(), Tiling::Off, &mut go_on).unwrap();
+    assert!(rel_l2(got, whole) > TOLERANCE, "tiles see less than the whole");
+    let mut stop = |_, _| ControlFlow::Break(());
+    assert_eq!(vae.decode(latent, Tiling::On, &mut stop).unwrap_err(), Cancelled);
+}
+
+#[test]
+fn stages_of_dev() {
+    check_stages("flux-dev");
+}
+
+#[test]
+fn stages_of_schnell() {
+    check_stages("flux-schnell");
+}
+
+#[test]
+fn tiles_of_dev() {
+    check_tiled("flux-dev");
+}
+
+#[test]
+fn tiles_of_schnell() {
+    check_tiled("flux-schnell");
+}
+
+#[test]
+fn a_small_picture_is_not_cut() {
+    let (golden, vae) = (Golden::open("flux-dev"), load("flux-dev"));
+    let latent: Tensor<4> = golden.tensor::<4>("vae.latent").narrow(3, 0, 6);
+    let on = vae.decode(latent.clone(), Tiling::On, &mut go_on).unwrap();
+    let off = vae.decode(latent, Tiling::Off, &mut go_on).unwrap();
+    assert_eq!(rel_l2(on, off), 0.0);
+}

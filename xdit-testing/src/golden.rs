@@ -1,0 +1,162 @@
+//! Golden cases: what the upstream Python computed from the same weights and inputs.
+//!
+//! They lie in `golden/` with the scripts that made them and a README that explains the keys.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use xdit_core::ops::to_f32;
+
+/// The folder of golden cases.
+pub fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// A file of named tensors. Every method panics, with the key, where something is not as asked for.
+pub struct Golden {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    /// Reads `golden/<name>.golden.safetensors`.
+    #[track_caller]
+    pub fn open(name: &str) -> Self {
+        let path = dir().join(format!("{name}.golden.safetensors"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self { path, bytes }
+    }
+
+    /// All keys, sorted.
+    #[track_caller]
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<_> = self.file().names().into_iter().map(String::from).collect();
+        keys.sort();
+        keys
+    }
+
+    /// Whether there is such a key.
+    #[track_caller]
+    pub fn has(&self, key: &str) -> bool {
+        self.file().tensor(key).is_ok()
+    }
+
+    /// The dimensions at `key`.
+    #[track_caller]
+    pub fn dims(&self, key: &str) -> Vec<usize> {
+        self.view(&self.file(), key).shape().to_vec()
+    }
+
+    /// The tensor at `key`, as f32 on the CPU, whatever number type the file has.
+    #[track_caller]
+    pub fn tensor<const D: usize>(&self, key: &str) -> Tensor<D> {
+        self.tensor_on(key, &Device::flex())
+    }
+
+    /// As [`tensor`](Self::tensor), on a device of choice.
+    #[track_caller]
+    pub fn tensor_on<const D: usize>(&self, key: &str, device: &Device) -> Tensor<D> {
+        let dims = self.dims(key);
+        let dims = <[usize; D]>::try_from(dims.as_slice())
+            .unwrap_or_else(|_| panic!("{}: {key} has shape {dims:?}, expected {D} dimensions", self.path.display()));
+        let values: Vec<f32> = self.values(key).into_iter().map(|x| x as f32).collect();
+        Tensor::from_data(TensorData::new(values, dims), device)
+    }
+
+    /// Row by row, the token ids of a `[batch, tokens]` tensor.
+    #[track_caller]
+    pub fn ids(&self, key: &str) -> Vec<Vec<u32>> {
+        let dims = self.dims(key);
+        let [_, tokens] = dims[..] else { panic!("{}: {key} has shape {dims:?}", self.path.display()) };
+        self.values(key).chunks(tokens).map(|row| row.iter().map(|id| *id as u32).collect()).collect()
+    }
+
+    /// A number; a tensor of one element.
+    #[track_caller]
+    pub fn scalar(&self, key: &str) -> f64 {
+        let values = self.values(key);
+        assert_eq!(values.len(), 1, "{}: {key} is not one number", self.path.display());
+        values[0]
+    }
+
+    /// All elements at `key` in row-major order.
+    #[track_caller]
+    pub fn values(&self, key: &str) -> Vec<f64> {
+        fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+            bytes.chunks_exact(N).map(|x| f(x.try_into().expect("chunks of N"))).collect()
+        }
+        let file = self.file();
+        let view = self.view(&file, key);
+        let bytes = view.data();
+        match view.dtype() {
+            Dtype::F64 => each(bytes, f64::from_le_bytes),
+            Dtype::F32 => each(bytes, |x| f32::from_le_bytes(x).into()),
+            Dtype::F16 => each(bytes, |x| f16::from_le_bytes(x).into()),
+            Dtype::BF16 => each(bytes, |x| bf16::from_le_bytes(x).into()),
+            Dtype::I64 => each(bytes, |x| i64::from_le_bytes(x) as f64),
+            Dtype::I32 => each(bytes, |x| i32::from_le_bytes(x).into()),
+            Dtype::U8 | Dtype::BOOL => each(bytes, |[x]: [u8; 1]| x.into()),
+            other => panic!("{}: {key} is {other:?}", self.path.display()),
+        }
+    }
+
+    #[track_caller]
+    fn file(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
+    }
+
+    #[track_caller]
+    fn view<'a>(&'a self, file: &SafeTensors<'a>, key: &str) -> TensorView<'a> {
+        file.tensor(key).unwrap_or_else(|_| {
+            panic!("{}: no {key} among {}", self.path.display(), self.keys().join(", "));
+        })
+    }
+}
+
+/// `|got - want| / |want|` over all elements; infinite where an element of `got` is no number.
+#[track_caller]
+pub fn rel_l2<const D: usize>(got: Tensor<D>, want: Tensor<D>) -> f64 {
+    assert_eq!(got.dims(), want.dims(), "shape, left as computed, right as it should be");
+    let read = |x: Tensor<D>| to_f32(x).into_data().try_to_vec::<f32>().expect("f32");
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let (got, want) = (read(got), read(want));
+    let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum();
+    let norm: f64 = want.iter().map(|x| square(*x)).sum();
+    match (error / norm).sqrt() {
+        _ if error == 0.0 => 0.0,
+        relative if relative.is_nan() => f64::INFINITY,
+        relative => relative,
+    }
+}
+
+/// Panics if [`rel_l2`] is above `tolerance`; returns it otherwise.
+#[track_caller]
+pub fn assert_rel_l2<const D: usize>(got: Tensor<D>, want: Tensor<D>, tolerance: f64) -> f64 {
+    let error = rel_l2(got, want);
+    assert!(error <= tolerance, "relative L2 error {error:.2e} above {tolerance:.0e}");
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(values: [f32; 3]) -> Tensor<1> {
+        Tensor::from_floats(values, &Device::flex())
+    }
+
+    #[test]
+    fn relative_error_is_that_of_the_whole() {
+        assert_eq!(rel_l2(row([0.0; 3]), row([0.0; 3])), 0.0);
+        assert!((rel_l2(row([3.0, 0.0, 4.4]), row([3.0, 0.0, 4.0])) - 0.08).abs() < 1e-6);
+        assert_eq!(rel_l2(row([f32::NAN, 0.0, 0.0]), row([1.0, 0.0, 0.0])), f64::INFINITY);
+        assert_eq!(rel_l2(row([1.0, 0.0, 0.0]), row([0.0; 3])), f64::INFINITY);
+    }
+
+    #[test]
+    #[should_panic(expected = "above 1e-4")]
+    fn an_error_above_the_tolerance_panics() {
+        assert_rel_l2(row([1.0, 2.0, 3.001]), row([1.0, 2.0, 3.0]), 1e-4);
+    }
+}
