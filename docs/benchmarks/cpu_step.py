@@ -1,6 +1,6 @@
 """Times one transformer step of a mid-size Flux on the CPU: diffusers and xdit in turns, same weights, same threads.
 
-    cargo build --release -p xdit-models --benches
+    cargo build --release --benches
     python docs/benchmarks/cpu_step.py --work /tmp/cpu-step
 
 diffusers runs as it is: eager, f32, `scaled_dot_product_attention`, no `torch.compile`. `--program none` times it alone.
@@ -28,7 +28,7 @@ def newest_build() -> Path:
     """The newest build of `xdit-models/benches/cpu_step.rs`."""
     builds = [p for p in (ROOT / "target/release/deps").glob("cpu_step-*") if os.access(p, os.X_OK) and not p.suffix]
     if not builds:
-        raise SystemExit("no program: run cargo build --release -p xdit-models --benches")
+        raise SystemExit("no program: run cargo build --release --benches")
     return max(builds, key=lambda p: p.stat().st_mtime)
 
 

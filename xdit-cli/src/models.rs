@@ -4,7 +4,7 @@ use anyhow::Result;
 use xdit_models::registry::ARCHITECTURES;
 
 pub fn run() -> Result<()> {
-    println!("{:<24} {}", "pipeline", "models");
+    println!("{:<24} models", "pipeline");
     for architecture in ARCHITECTURES {
         println!("{:<24} {}", architecture.class_name(), architecture.about());
     }

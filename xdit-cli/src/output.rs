@@ -71,7 +71,8 @@ impl Target {
             Name::File { stem, numbered: true } => format!("{stem}-{index}"),
             Name::Folder => format!("{}-{}-seed{}", output.prompt, output.image, output.seed),
         };
-        let path = self.folder.join(format!("{name}.{}", self.extension));
+        let file_name = format!("{name}.{}", self.extension);
+        let path = if self.folder == Path::new(".") { file_name.into() } else { self.folder.join(file_name) };
         let texts = texts(output, request, settings, model);
         let mut file = self.temporary()?;
         let written = match &output.content {

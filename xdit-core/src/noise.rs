@@ -11,8 +11,8 @@
 //! - **fewer than 16**: Box-Muller in f64 with 53-bit uniform values, two normal values at a time; an unused second one
 //!   waits in the generator for the next draw.
 //!
-//! Against PyTorch 2.15 on a CPU with AVX2 or AVX-512 every bit of 2^20 values is equal. PyTorch built for a CPU without
-//! them takes the system's functions and differs from itself by the same few 1e-7.
+//! Against PyTorch 2.15 on a CPU with AVX2 or AVX-512 every bit of 6.6 million values is equal. PyTorch on a CPU without
+//! them takes the system's functions and differs from itself by up to 2.4e-6.
 
 use std::f64::consts::TAU;
 
@@ -40,7 +40,7 @@ impl TorchGenerator {
         }
         let mut values: Vec<f32> = (0..n).map(|_| self.uniform()).collect();
         values.chunks_exact_mut(BLOCK).for_each(box_muller);
-        if n % BLOCK != 0 {
+        if !n.is_multiple_of(BLOCK) {
             let tail = &mut values[n - BLOCK..];
             tail.iter_mut().for_each(|x| *x = self.uniform());
             box_muller(tail);
@@ -86,11 +86,11 @@ fn ln(x: f32) -> f32 {
     const P: [f32; 9] = [
         7.037_683_6e-2,
         -1.151_461e-1,
-        1.167_699_9e-1,
+        1.167_699_84e-1,
         -1.242_014_1e-1,
         1.424_932_3e-1,
         -1.666_805_8e-1,
-        2.000_071_5e-1,
+        2.000_071_4e-1,
         -2.499_999_4e-1,
         3.333_333e-1,
     ];

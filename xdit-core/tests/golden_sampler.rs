@@ -24,6 +24,7 @@ fn check(name: &str, dev: bool) {
         ("shift3", FlowMatchEulerConfig { use_dynamic_shifting: false, shift: 3.0, ..own.clone() }),
         ("karras", FlowMatchEulerConfig { use_karras_sigmas: true, ..own.clone() }),
         ("exponential", FlowMatchEulerConfig { use_exponential_sigmas: true, ..own.clone() }),
+        ("beta", FlowMatchEulerConfig { use_beta_sigmas: true, ..own.clone() }),
         ("linear", FlowMatchEulerConfig { time_shift_type: TimeShift::Linear, ..own.clone() }),
         ("terminal", FlowMatchEulerConfig { shift_terminal: Some(0.1), ..own.clone() }),
         ("inverted", FlowMatchEulerConfig { invert_sigmas: true, ..own.clone() }),

@@ -70,7 +70,7 @@ impl FluxConfig {
                 self.num_attention_heads, self.in_channels
             ));
         }
-        if sum != head_dim || axes.iter().any(|a| a % 2 != 0) {
+        if sum != head_dim || axes.iter().any(|a| !a.is_multiple_of(2)) {
             return bad(format!(
                 "axes_dims_rope={axes:?} must be even and add up to attention_head_dim={head_dim}, not {sum}"
             ));

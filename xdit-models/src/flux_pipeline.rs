@@ -20,9 +20,6 @@ use crate::tokenizer::Tokenizer;
 /// FLUX.1 dev and schnell.
 pub struct FluxPipeline;
 
-/// CLIP's positions.
-const CLIP_TOKENS: usize = 77;
-
 impl Architecture for FluxPipeline {
     fn class_name(&self) -> &'static str {
         "FluxPipeline"
@@ -68,10 +65,10 @@ impl Architecture for FluxPipeline {
         max_sequence_length: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
-        let clip_ids = tokens(components, "tokenizer", texts, CLIP_TOKENS, observer)?;
+        let config: ClipTextConfig = components.config("text_encoder")?;
+        let clip_ids = tokens(components, "tokenizer", texts, config.max_position_embeddings, observer)?;
         let t5_ids = tokens(components, "tokenizer_2", texts, max_sequence_length, observer)?;
 
-        let config: ClipTextConfig = components.config("text_encoder")?;
         let clip = components.load("text_encoder", ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
         let pooled = each(&clip_ids, "text_encoder", observer, |ids| clip.forward(ids).pooled)?;
         drop(clip);
@@ -114,10 +111,10 @@ fn tokens(
     limit: usize,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Vec<u32>>, PipelineError> {
-    let tokenizer = Tokenizer::open(&components.folder, component, limit)?;
+    let tokenizer = Tokenizer::open(&components.folder, component)?;
     let mut ids = Vec::with_capacity(texts.len());
     for text in texts {
-        let encoded = tokenizer.encode(text)?;
+        let encoded = tokenizer.encode(text, limit)?;
         if let Some(cut) = encoded.cut {
             observer.warn(&format!("{component} takes {limit} tokens; this part of the prompt was cut off: {cut:?}"));
         }

@@ -362,8 +362,11 @@ impl Pipeline {
             class: folder.class_name().into(),
             supported: registry::ARCHITECTURES.iter().map(|a| a.class_name()).collect::<Vec<_>>().join(", "),
         })?;
-        let own: Defaults =
-            if folder.exists("xdit.json") { folder.config("", "xdit.json")? } else { Defaults::default() };
+        let own = match folder.exists("xdit.json") {
+            true => serde_json::from_str(&folder.read_text("xdit.json")?)
+                .map_err(|source| LoadError::Json { path: folder.path("xdit.json"), source })?,
+            false => Defaults::default(),
+        };
         let components = Components::new(folder, options);
         architecture.check(&components)?;
         let geometry = architecture.geometry(&components)?;
@@ -395,7 +398,7 @@ impl Pipeline {
             if !(multiple..=MAX_SIDE).contains(&size) {
                 return Err(RequestError::SizeRange { axis, size, min: multiple, max: MAX_SIDE });
             }
-            if size % multiple != 0 {
+            if !size.is_multiple_of(multiple) {
                 let below = size / multiple * multiple;
                 return Err(RequestError::Size { axis, size, multiple, below, above: below + multiple });
             }

@@ -24,8 +24,14 @@ tensors = {}
 for seed in SEEDS:
     for size in SIZES:
         generator = torch.Generator("cpu").manual_seed(seed)
-        tensors[f"{seed}.{size}"] = sample(torch.randn(size, generator=generator)).contiguous()
+        values = torch.randn(size, generator=generator)
+        tensors[f"{seed}.{size}"] = sample(values).contiguous()
+        if size > 1000:
+            # what the sample leaves out
+            tensors[f"{seed}.{size}.sum"] = values.double().sum()
     generator = torch.Generator("cpu").manual_seed(seed)
     for i, size in enumerate((5, 16, 33, 3)):
         tensors[f"{seed}.in_a_row.{i}"] = torch.randn(size, generator=generator)
-save_file(tensors, Path(__file__).parent / "noise.safetensors")
+path = Path(__file__).parent / "noise.safetensors"
+save_file(tensors, path, metadata={"torch": torch.__version__})
+path.chmod(0o644)

@@ -21,10 +21,7 @@ pub struct Attended {
 ///
 /// Scores and sums are f32 in every dtype. Any `head_dim`. A row whose keys are all hidden yields zeros and `-inf`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
-    match cpu::attention(&q, &k, &v, bias.as_ref(), scale) {
-        Some(attended) => attended,
-        None => portable(q, k, v, bias, scale),
-    }
+    cpu::attention(&q, &k, &v, bias.as_ref(), scale).unwrap_or_else(|| portable(q, k, v, bias, scale))
 }
 
 fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {

@@ -23,10 +23,9 @@ pub enum Activation {
 impl Activation {
     /// Applies it elementwise.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        let x = match cpu::activation(x, self) {
-            Ok(y) => return y,
-            Err(x) => x,
-        };
+        if let Some(y) = cpu::activation(&x, self) {
+            return y;
+        }
         match self {
             Self::Identity => x,
             Self::GeluTanh => activation::gelu_approximate(x),
@@ -87,10 +86,9 @@ pub fn linear_cat<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear) -> Tensor<
 }
 
 fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) -> Tensor<D> {
-    let xs = match cpu::dense(xs, layer, act) {
-        Ok(y) => return y,
-        Err(xs) => xs,
-    };
+    if let Some(y) = cpu::dense(&xs, layer, act) {
+        return y;
+    }
     let x = if xs.len() == 1 { xs.into_iter().next().expect("one input") } else { Tensor::cat(xs, D - 1) };
     let mut dims = x.dims();
     let (rows, d_in) = (dims[..D - 1].iter().product::<usize>(), dims[D - 1]);

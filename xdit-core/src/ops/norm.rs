@@ -48,10 +48,9 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 /// - `x`: `[batch, tokens, d]`
 /// - `shift`, `scale`: `[batch, d]`
 pub fn modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
-    let x = match cpu::modulated_norm(x, &shift, &scale, eps) {
-        Ok(y) => return y,
-        Err(x) => x,
-    };
+    if let Some(y) = cpu::modulated_norm(&x, &shift, &scale, eps) {
+        return y;
+    }
     let dtype = x.dtype();
     let y = layer_norm(to_f32(x), eps);
     let y = y * (to_f32(scale) + 1.0).unsqueeze_dim(1) + to_f32(shift).unsqueeze_dim(1);
@@ -71,10 +70,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> T
 /// - `x`, `y`: `[batch, tokens, d]`
 /// - `gate`: `[batch, d]`
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
-    match cpu::gated_residual(x, &gate, y) {
-        Ok(x) => x,
-        Err((x, y)) => x + gate.unsqueeze_dim(1) * y,
-    }
+    cpu::gated_residual(&x, &gate, &y).unwrap_or_else(|| x + gate.unsqueeze_dim(1) * y)
 }
 
 #[cfg(test)]

@@ -56,10 +56,7 @@ impl RopeTable {
 /// - `x`: `[batch, heads, tokens, head_dim]`
 /// - `weight`: `[head_dim]`
 pub fn norm_rope(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Tensor<4> {
-    match cpu::norm_rope(x, weight, eps, rope) {
-        Ok(y) => y,
-        Err(x) => portable(x, weight, eps, rope),
-    }
+    cpu::norm_rope(&x, weight, eps, rope).unwrap_or_else(|| portable(x, weight, eps, rope))
 }
 
 fn portable(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Tensor<4> {

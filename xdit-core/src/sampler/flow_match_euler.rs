@@ -34,11 +34,12 @@ pub struct FlowMatchEulerConfig {
     pub use_karras_sigmas: bool,
     /// Evenly spaced logarithms.
     pub use_exponential_sigmas: bool,
-    /// Quantiles of a beta distribution; not built yet.
+    /// Quantiles of the beta distribution with both parameters 0.6, arXiv 2407.12173.
     pub use_beta_sigmas: bool,
     /// The form of the dynamic shift.
     pub time_shift_type: TimeShift,
-    /// New noise at each step; not built yet.
+    /// New noise at each step; not built, since upstream's pipelines draw it from the process-wide generator, so that
+    /// no seed fixes it.
     pub stochastic_sampling: bool,
 }
 
@@ -80,6 +81,11 @@ pub fn calculate_shift(n_tokens: usize, config: &FlowMatchEulerConfig) -> f64 {
     n_tokens as f64 * slope + (config.base_shift - slope * base)
 }
 
+/// More steps than anyone takes.
+const MAX_STEPS: usize = 1 << 16;
+/// It takes about 5.
+const MAX_NEWTON: usize = 20;
+
 /// The sampler.
 #[derive(Debug, Clone)]
 pub struct FlowMatchEuler {
@@ -92,7 +98,8 @@ impl FlowMatchEuler {
     /// - `mu`: the dynamic shift, see [`calculate_shift`]
     ///
     /// # Errors
-    /// No steps; options that are not built or exclude each other; sigmas that are not finite.
+    /// No steps or too many; another number of `sigmas` than steps; options that are not built or exclude each other;
+    /// numbers that lead to sigmas which are not finite.
     pub fn new(
         config: &FlowMatchEulerConfig,
         n_steps: usize,
@@ -103,33 +110,38 @@ impl FlowMatchEuler {
         if choices.iter().filter(|set| **set).count() > 1 {
             return Err(SamplerError::Conflict);
         }
-        for (set, option) in
-            [(config.use_beta_sigmas, "use_beta_sigmas"), (config.stochastic_sampling, "stochastic_sampling")]
-        {
-            if set {
-                return Err(SamplerError::Unsupported { option });
-            }
+        if config.stochastic_sampling {
+            return Err(SamplerError::Unsupported { option: "stochastic_sampling" });
         }
         if n_steps == 0 {
             return Err(SamplerError::NoSteps);
         }
+        if n_steps > MAX_STEPS {
+            return Err(SamplerError::TooManySteps { n_steps, max: MAX_STEPS });
+        }
+        if let Some(n_sigmas) = sigmas.map(<[f64]>::len).filter(|n| *n != n_steps) {
+            return Err(SamplerError::Length { n_sigmas, n_steps });
+        }
+        if config.num_train_timesteps == 0 {
+            return Err(SamplerError::NoTrainTimesteps);
+        }
 
-        // every operation on f32 arrays upstream rounds to f32
-        let single = sigmas.is_some();
-        let round = |x: f64| if single { f64::from(x as f32) } else { x };
-        let train = config.num_train_timesteps as f64;
-        let fixed = |sigma: f64| {
+        // every operation on f32 arrays upstream rounds to f32; f64 and one rounding after it give the same
+        let rounded = |single: bool| move |x: f64| if single { f64::from(x as f32) } else { x };
+        let shifted = |sigma: f64, single: bool| {
+            let round = rounded(single);
             let shift = round(config.shift);
             round(round(shift * sigma) / round(1.0 + round(round(config.shift - 1.0) * sigma)))
         };
+        let round = rounded(sigmas.is_some());
+        let train = config.num_train_timesteps as f64;
         let mut values: Vec<f64> = match sigmas {
             Some(sigmas) => sigmas.iter().map(|s| round(*s)).collect(),
             None => {
-                // of the training schedule, which is f32 and shifted once already
+                // between the ends of the training schedule, which is f32 and shifted once already
                 let end = |t: f64| {
-                    let sigma = f64::from((t / train) as f32);
-                    let shifted = config.shift * sigma / (1.0 + (config.shift - 1.0) * sigma);
-                    f64::from(if config.use_dynamic_shifting { sigma } else { shifted } as f32)
+                    let sigma = rounded(true)(t / rounded(true)(train));
+                    if config.use_dynamic_shifting { sigma } else { shifted(sigma, true) }
                 };
                 linspace(end(train) * train, end(1.0) * train, n_steps).map(|t| t / train).collect()
             }
@@ -142,7 +154,7 @@ impl FlowMatchEuler {
             });
             values.iter_mut().for_each(|s| *s = round(by / round(by + round(round(1.0 / *s) - 1.0))));
         } else {
-            values.iter_mut().for_each(|s| *s = fixed(*s));
+            values.iter_mut().for_each(|s| *s = shifted(*s, sigmas.is_some()));
         }
         if let (Some(terminal), Some(last)) = (config.shift_terminal.filter(|t| *t != 0.0), values.last()) {
             let scale = round(round(1.0 - last) / round(1.0 - terminal));
@@ -151,9 +163,11 @@ impl FlowMatchEuler {
         let (max, min) = (values[0], values[n_steps - 1]);
         if config.use_karras_sigmas {
             let (max, min) = (max.powf(1.0 / 7.0), min.powf(1.0 / 7.0));
-            values = linspace(0.0, 1.0, n_steps).map(|ramp| (max + ramp * (min - max)).powi(7)).collect();
+            values = linspace(0.0, 1.0, n_steps).map(|ramp| (max + ramp * (min - max)).powf(7.0)).collect();
         } else if config.use_exponential_sigmas {
             values = linspace(max.ln(), min.ln(), n_steps).map(f64::exp).collect();
+        } else if config.use_beta_sigmas {
+            values = linspace(0.0, 1.0, n_steps).map(|p| min + beta_quantile(1.0 - p) * (max - min)).collect();
         }
 
         let mut sigmas: Vec<f32> = values.iter().map(|s| *s as f32).collect();
@@ -172,6 +186,34 @@ impl FlowMatchEuler {
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
     }
+}
+
+/// The quantile `p` of the beta distribution with both parameters 0.6, `scipy.stats.beta.ppf(p, 0.6, 0.6)`.
+fn beta_quantile(p: f64) -> f64 {
+    const A: f64 = 0.6;
+    /// The beta function of both parameters.
+    const BETA: f64 = 2.415_344_208_002_471_4;
+    // symmetric; below a half the series converges fast
+    if p > 0.5 {
+        return 1.0 - beta_quantile(1.0 - p);
+    }
+    // Newton's method for u = x^A, in which the distribution is nearly a line
+    let mut u = p * A * BETA;
+    for _ in 0..MAX_NEWTON {
+        let x = u.powf(1.0 / A);
+        let (mut sum, mut term, mut k) = (0.0, 1.0, 0.0);
+        while term > f64::EPSILON * 1e-2 {
+            sum += term / (A + k);
+            k += 1.0;
+            term *= x * (k - A) / k;
+        }
+        let next = u - (u * sum / BETA - p) * A * BETA * (1.0 - x).powf(1.0 - A);
+        if (next - u).abs() <= f64::EPSILON * u {
+            break;
+        }
+        u = next;
+    }
+    u.powf(1.0 / A)
 }
 
 /// numpy's `linspace` with both ends.
@@ -194,15 +236,62 @@ impl Sampler for FlowMatchEuler {
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn refused(config: FlowMatchEulerConfig, n_steps: usize, sigmas: Option<&[f64]>, mu: Option<f64>) -> SamplerError {
+        FlowMatchEuler::new(&config, n_steps, sigmas, mu).expect_err("a refusal")
+    }
+
     #[test]
     fn options_that_cannot_work_are_refused() {
-        let config = FlowMatchEulerConfig { use_dynamic_shifting: true, ..Default::default() };
-        assert_eq!(FlowMatchEuler::new(&config, 4, None, None).err(), Some(SamplerError::NoShift));
-        assert_eq!(FlowMatchEuler::new(&config, 0, None, Some(1.0)).err(), Some(SamplerError::NoSteps));
-        let config = FlowMatchEulerConfig { use_beta_sigmas: true, ..Default::default() };
-        let error = FlowMatchEuler::new(&config, 4, None, None).err();
-        assert_eq!(error, Some(SamplerError::Unsupported { option: "use_beta_sigmas" }));
+        let plain = FlowMatchEulerConfig::default();
+        let dynamic = FlowMatchEulerConfig { use_dynamic_shifting: true, ..plain.clone() };
+        assert_eq!(refused(dynamic.clone(), 4, None, None), SamplerError::NoShift);
+        assert_eq!(refused(plain.clone(), 0, None, None), SamplerError::NoSteps);
+        let max = MAX_STEPS;
+        assert_eq!(
+            refused(plain.clone(), usize::MAX, None, None),
+            SamplerError::TooManySteps { n_steps: usize::MAX, max }
+        );
+        let length = SamplerError::Length { n_sigmas: 2, n_steps: 4 };
+        assert_eq!(refused(plain.clone(), 4, Some(&[1.0, 0.5]), None), length);
+        let config = FlowMatchEulerConfig { num_train_timesteps: 0, ..plain.clone() };
+        assert_eq!(refused(config, 1, Some(&[1.0]), None), SamplerError::NoTrainTimesteps);
+        let config = FlowMatchEulerConfig { stochastic_sampling: true, ..plain.clone() };
+        assert_eq!(refused(config, 4, None, None), SamplerError::Unsupported { option: "stochastic_sampling" });
+        let config = FlowMatchEulerConfig { use_beta_sigmas: true, use_karras_sigmas: true, ..plain.clone() };
+        assert_eq!(refused(config, 4, None, None), SamplerError::Conflict);
+        for (config, mu) in [
+            (FlowMatchEulerConfig { shift: f64::NAN, ..plain }, None),
+            (dynamic.clone(), Some(f64::NAN)),
+            (dynamic, Some(f64::INFINITY)),
+        ] {
+            assert!(matches!(refused(config, 4, None, mu), SamplerError::NotFinite { .. }));
+        }
     }
+
+    #[test]
+    fn the_configuration_has_upstreams_defaults_and_ignores_other_keys() {
+        let text = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "shift_terminal": null}"#;
+        let config: FlowMatchEulerConfig = serde_json::from_str(text).expect("a configuration");
+        assert_eq!((config.shift, config.num_train_timesteps, config.max_shift), (3.0, 1000, 1.15));
+        assert_eq!(config.time_shift_type, TimeShift::Exponential);
+        serde_json::from_str::<FlowMatchEulerConfig>(r#"{"time_shift_type": "cubic"}"#).expect_err("no such shift");
+    }
+
+    /// diffusers 0.42.1 with torch 2.15: `shift=2.37`, its own sigmas for 5 steps. Rounding the ends of the training
+    /// schedule once instead of at every operation changes the last bit.
+    #[test]
+    fn own_sigmas_are_diffusers_to_the_bit() {
+        let config = FlowMatchEulerConfig { shift: 2.37, ..Default::default() };
+        let sampler = FlowMatchEuler::new(&config, 5, None, None).expect("a sampler");
+        assert_eq!(sampler.sigmas().iter().map(|s| s.to_bits()).collect::<Vec<_>>(), OWN);
+        let config = FlowMatchEulerConfig { use_beta_sigmas: true, ..config };
+        let sampler = FlowMatchEuler::new(&config, 5, None, None).expect("a sampler");
+        assert_eq!(sampler.sigmas().iter().map(|s| s.to_bits()).collect::<Vec<_>>(), BETA);
+    }
+
+    const OWN: [u32; 6] = [0x3f80_0000, 0x3f60_8576, 0x3f34_49ca, 0x3ee3_28d0, 0x3bb7_356f, 0];
+    const BETA: [u32; 6] = [0x3f80_0000, 0x3f53_46fc, 0x3f00_b735, 0x3e38_9dbd, 0x3bb7_356f, 0];
 
     #[test]
     fn the_shift_is_linear_in_the_tokens() {

@@ -24,6 +24,25 @@ pub enum SamplerError {
     /// There must be something to do.
     #[error("num_inference_steps is 0")]
     NoSteps,
+    /// More than can be meant.
+    #[error("num_inference_steps is {n_steps}, more than {max}")]
+    TooManySteps {
+        /// What was asked for.
+        n_steps: usize,
+        /// The largest number that is accepted.
+        max: usize,
+    },
+    /// Each step starts from one sigma.
+    #[error("{n_sigmas} sigmas for {n_steps} steps")]
+    Length {
+        /// How many sigmas there are.
+        n_sigmas: usize,
+        /// How many steps there are.
+        n_steps: usize,
+    },
+    /// Sigma 1 has no timestep.
+    #[error("num_train_timesteps is 0")]
+    NoTrainTimesteps,
     /// The configuration needs a shift that depends on the number of tokens.
     #[error("use_dynamic_shifting needs the number of image tokens")]
     NoShift,

@@ -1,197 +1,254 @@
-//! Reads a sentencepiece model: just enough protobuf for `ModelProto` of `sentencepiece_model.proto`.
+//! The parts of sentencepiece's `spiece.model` that a tokenizer is made of.
+//!
+//! A protocol buffer, `ModelProto` of `sentencepiece_model.proto`. Fields that are not needed are skipped.
 
-use base64::Engine;
-
-/// A unigram model.
-#[derive(Debug, Default)]
-pub struct Model {
-    pub pieces: Vec<Piece>,
-    /// The normaliser's compiled rules; empty for none.
-    pub charsmap: Vec<u8>,
-    /// Index of the unknown piece.
-    pub unk_id: u64,
+/// What is wrong with a sentencepiece model.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpieceError {
+    /// The file ends inside a field.
+    #[error("cut off: a field at byte {at} of {size} is longer than what is left")]
+    CutOff {
+        /// Offset in the file.
+        at: usize,
+        /// The file's size in bytes.
+        size: usize,
+    },
+    /// No protocol buffer.
+    #[error("not a sentencepiece model: no field starts at byte {at}")]
+    Tag {
+        /// Offset in the file.
+        at: usize,
+    },
+    /// A known field of another type.
+    #[error("not a sentencepiece model: field {field} at byte {at} is of another type")]
+    Type {
+        /// Offset in the file.
+        at: usize,
+        /// The field's number in its message.
+        field: u64,
+    },
+    /// A piece that is not text.
+    #[error("piece {index} is not UTF-8")]
+    Utf8 {
+        /// Which one, from 0.
+        index: usize,
+    },
+    /// Two equal pieces.
+    #[error("piece {index} is {piece:?}, as an earlier one")]
+    Twice {
+        /// Which one, from 0.
+        index: usize,
+        /// Its text, shortened.
+        piece: String,
+    },
+    /// Another algorithm.
+    #[error("model_type is {found}, expected 1 (unigram)")]
+    Model {
+        /// Number in `TrainerSpec.ModelType`.
+        found: u64,
+    },
+    /// Nothing in it.
+    #[error("no pieces")]
+    Empty,
 }
 
-#[derive(Debug)]
-pub struct Piece {
-    pub text: String,
+/// `SentencePiece.Type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A token like `</s>`.
+    Control,
+    /// A token that is always found as it stands.
+    UserDefined,
+    /// Everything else: normal, unknown, unused, byte.
+    Other,
+}
+
+/// `SentencePiece`
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    pub text: &'a str,
     /// Log probability.
     pub score: f32,
-    pub is_control: bool,
-    pub is_unknown: bool,
+    pub kind: Kind,
 }
 
-impl Model {
-    /// Returns a message about the bytes where they are no unigram model.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let mut model = Self::default();
-        let mut model_type = 1;
-        for field in Fields(bytes) {
-            match field? {
-                (1, Value::Bytes(piece)) => model.pieces.push(Piece::parse(piece)?),
-                (2, Value::Bytes(trainer)) => {
-                    for field in Fields(trainer) {
-                        match field? {
-                            (3, Value::Number(n)) => model_type = n,
-                            (40, Value::Number(n)) => model.unk_id = n,
+/// `ModelProto`
+#[derive(Debug, Clone)]
+pub struct Spiece<'a> {
+    pub pieces: Vec<Piece<'a>>,
+    /// Index of the unknown piece.
+    pub unk_id: usize,
+    /// Empty if characters stay as they are.
+    pub charsmap: &'a [u8],
+}
+
+impl<'a> Spiece<'a> {
+    /// Reads the file's content.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, SpieceError> {
+        let mut model = Self { pieces: Vec::new(), unk_id: 0, charsmap: &[] };
+        let mut known = std::collections::HashSet::new();
+        let mut fields = Fields { bytes, at: 0, end: bytes.len() };
+        while let Some(field) = fields.next()? {
+            match field.number {
+                1 => {
+                    let index = model.pieces.len();
+                    let piece = piece(field.message(bytes)?, index)?;
+                    if !known.insert(piece.text) {
+                        return Err(SpieceError::Twice { index, piece: super::shown(piece.text) });
+                    }
+                    model.pieces.push(piece);
+                }
+                2 => {
+                    let mut trainer = field.message(bytes)?;
+                    while let Some(field) = trainer.next()? {
+                        match field.number {
+                            3 => match field.varint()? {
+                                1 => {}
+                                found => return Err(SpieceError::Model { found }),
+                            },
+                            // an i32; a negative one is in no vocabulary
+                            40 => model.unk_id = usize::try_from(field.varint()?).unwrap_or(usize::MAX),
                             _ => {}
                         }
                     }
                 }
-                (3, Value::Bytes(normalizer)) => {
-                    for field in Fields(normalizer) {
-                        if let (2, Value::Bytes(map)) = field? {
-                            model.charsmap = map.to_vec();
+                3 => {
+                    let mut normalizer = field.message(bytes)?;
+                    while let Some(field) = normalizer.next()? {
+                        if field.number == 2 {
+                            model.charsmap = field.bytes(bytes)?;
                         }
                     }
                 }
                 _ => {}
             }
         }
-        if model_type != 1 {
-            return Err(format!("model type {model_type} is not supported, only unigram (1)"));
-        }
-        // the trainer's field may be absent or of another vocabulary; the piece's type says it for certain
-        if let Some(i) = model.pieces.iter().position(|p| p.is_unknown) {
-            model.unk_id = i as u64;
-        }
-        if model.unk_id >= model.pieces.len() as u64 {
-            return Err(format!("unknown piece {} of {} pieces", model.unk_id, model.pieces.len()));
+        if model.pieces.is_empty() {
+            return Err(SpieceError::Empty);
         }
         Ok(model)
     }
-
-    pub fn charsmap_base64(&self) -> String {
-        base64::engine::general_purpose::STANDARD.encode(&self.charsmap)
-    }
 }
 
-impl Piece {
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let (mut text, mut score, mut kind) = (String::new(), 0.0, 1);
-        for field in Fields(bytes) {
-            match field? {
-                (1, Value::Bytes(b)) => {
-                    text = String::from_utf8(b.to_vec()).map_err(|_| "a piece is not UTF-8".to_owned())?;
-                }
-                (2, Value::Fixed32(bits)) => score = f32::from_bits(bits),
-                (3, Value::Number(n)) => kind = n,
-                _ => {}
+fn piece<'a>(mut fields: Fields<'a>, index: usize) -> Result<Piece<'a>, SpieceError> {
+    let mut piece = Piece { text: "", score: 0.0, kind: Kind::Other };
+    while let Some(field) = fields.next()? {
+        match field.number {
+            1 => {
+                let text = field.bytes(fields.bytes)?;
+                piece.text = std::str::from_utf8(text).map_err(|_| SpieceError::Utf8 { index })?;
             }
+            2 => piece.score = field.float()?,
+            3 => {
+                piece.kind = match field.varint()? {
+                    3 => Kind::Control,
+                    4 => Kind::UserDefined,
+                    _ => Kind::Other,
+                }
+            }
+            _ => {}
         }
-        if !score.is_finite() {
-            return Err(format!("piece {text:?} has the score {score}"));
-        }
-        Ok(Self { text, score, is_control: kind == 3, is_unknown: kind == 2 })
     }
+    Ok(piece)
 }
 
-enum Value<'a> {
-    Number(u64),
-    Fixed32(u32),
-    Bytes(&'a [u8]),
+/// The fields of a message, which is a part of the file.
+struct Fields<'a> {
+    /// The whole file.
+    bytes: &'a [u8],
+    at: usize,
+    end: usize,
+}
+
+struct Field {
+    at: usize,
+    number: u64,
+    value: Value,
+}
+
+enum Value {
+    Varint(u64),
+    /// Start and end in the file.
+    Bytes(usize, usize),
+    Fixed32([u8; 4]),
     Fixed64,
 }
 
-/// The fields of a protobuf message, in order.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Result<u64, String> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or("the file ends inside a number")?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
+impl Fields<'_> {
+    fn next(&mut self) -> Result<Option<Field>, SpieceError> {
+        if self.at == self.end {
+            return Ok(None);
         }
-        Err("a number has more than 64 bits".into())
-    }
-
-    fn take(&mut self, n: u64) -> Result<&'a [u8], String> {
-        let left = self.0.len();
-        let cut = usize::try_from(n).ok().and_then(|n| self.0.split_at_checked(n));
-        let (bytes, rest) = cut.ok_or_else(|| format!("a field of {n} bytes where {left} are left"))?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-
-    fn field(&mut self) -> Result<(u64, Value<'a>), String> {
-        let key = self.varint()?;
-        let value = match key & 7 {
-            0 => Value::Number(self.varint()?),
+        let at = self.at;
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Value::Varint(self.varint()?),
             1 => {
                 self.take(8)?;
                 Value::Fixed64
             }
             2 => {
-                let n = self.varint()?;
-                Value::Bytes(self.take(n)?)
+                let size = self.varint()?;
+                let start = self.at;
+                self.take(usize::try_from(size).unwrap_or(usize::MAX))?;
+                Value::Bytes(start, self.at)
             }
             5 => {
-                let bytes = self.take(4)?;
-                Value::Fixed32(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+                let start = self.at;
+                self.take(4)?;
+                let four = self.bytes[start..].first_chunk().copied();
+                Value::Fixed32(four.ok_or(SpieceError::Tag { at })?)
             }
-            other => return Err(format!("wire type {other} is not protobuf's")),
+            _ => return Err(SpieceError::Tag { at }),
         };
-        Ok((key >> 3, value))
+        match tag >> 3 {
+            0 => Err(SpieceError::Tag { at }),
+            number => Ok(Some(Field { at, number, value })),
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Result<(), SpieceError> {
+        if n > self.end - self.at {
+            return Err(SpieceError::CutOff { at: self.at, size: self.bytes.len() });
+        }
+        self.at += n;
+        Ok(())
+    }
+
+    fn varint(&mut self) -> Result<u64, SpieceError> {
+        let start = self.at;
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            self.take(1)?;
+            let byte = self.bytes[self.at - 1];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(SpieceError::Tag { at: start })
     }
 }
 
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Value<'a>), String>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_err() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `<unk>` and `▁a`, as protobuf.
-    fn small() -> Vec<u8> {
-        let piece = |text: &str, score: f32, kind: u8| {
-            let mut bytes = vec![0x0a, text.len() as u8];
-            bytes.extend(text.as_bytes());
-            bytes.push(0x15);
-            bytes.extend(score.to_le_bytes());
-            bytes.extend([0x18, kind]);
-            let mut field = vec![0x0a, bytes.len() as u8];
-            field.extend(bytes);
-            field
-        };
-        [piece("<unk>", 0.0, 2), piece("▁a", -1.5, 1)].concat()
+impl Field {
+    fn wrong(&self) -> SpieceError {
+        SpieceError::Type { at: self.at, field: self.number }
     }
 
-    #[test]
-    fn pieces_are_read() {
-        let model = Model::parse(&small()).expect("a model");
-        assert_eq!(model.unk_id, 0);
-        assert_eq!((model.pieces[1].text.as_str(), model.pieces[1].score), ("▁a", -1.5));
+    fn varint(&self) -> Result<u64, SpieceError> {
+        if let Value::Varint(value) = self.value { Ok(value) } else { Err(self.wrong()) }
     }
 
-    #[test]
-    fn any_cut_or_flipped_byte_is_an_error_or_a_model() {
-        let bytes = small();
-        for i in 0..bytes.len() {
-            let _ = Model::parse(&bytes[..i]);
-            for bit in 0..8 {
-                let mut bytes = bytes.clone();
-                bytes[i] ^= 1 << bit;
-                let _ = Model::parse(&bytes);
-            }
-        }
-        assert_eq!(Model::parse(&[0x0a, 0xff, 0x01]).err().as_deref(), Some("a field of 255 bytes where 0 are left"));
+    fn float(&self) -> Result<f32, SpieceError> {
+        if let Value::Fixed32(bytes) = self.value { Ok(f32::from_le_bytes(bytes)) } else { Err(self.wrong()) }
+    }
+
+    fn bytes<'a>(&self, file: &'a [u8]) -> Result<&'a [u8], SpieceError> {
+        if let Value::Bytes(start, end) = self.value { Ok(&file[start..end]) } else { Err(self.wrong()) }
+    }
+
+    fn message<'a>(&self, file: &'a [u8]) -> Result<Fields<'a>, SpieceError> {
+        if let Value::Bytes(at, end) = self.value { Ok(Fields { bytes: file, at, end }) } else { Err(self.wrong()) }
     }
 }

@@ -11,8 +11,8 @@ use super::{Host, buffer, tensor};
 use crate::ops::attention::Attended;
 
 /// Queries of one task; keys of one step. The scores of a step (384 KiB) stay in a core's cache.
-const QUERIES: usize = 192;
-const KEYS: usize = 512;
+const QUERIES: usize = 384;
+const KEYS: usize = 256;
 
 /// See [`crate::ops::attention`]. The output is a view of token-major memory, so that merging the heads is free.
 pub fn attention(

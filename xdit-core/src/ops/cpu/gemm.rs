@@ -45,11 +45,11 @@ pub fn gemm(out: &mut [f32], add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
 }
 
 /// See [`crate::ops::linear_cat`].
-pub fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) -> Result<Tensor<D>, Vec<Tensor<D>>> {
-    let hosts: Option<Vec<_>> = xs.iter().map(Host::rows_of).collect();
-    let (Some(hosts), Some(weight)) = (hosts, Host::of(&layer.weight)) else { return Err(xs) };
+pub fn dense<const D: usize>(xs: &[Tensor<D>], layer: &Linear, act: Activation) -> Option<Tensor<D>> {
+    let hosts = xs.iter().map(Host::rows_of).collect::<Option<Vec<_>>>()?;
+    let strides = hosts.iter().map(Host::row_stride).collect::<Option<Vec<_>>>()?;
+    let weight = Host::of(&layer.weight)?;
     let bias = layer.bias.as_ref().and_then(Host::rows_of);
-    let Some(strides) = hosts.iter().map(Host::row_stride).collect::<Option<Vec<_>>>() else { return Err(xs) };
 
     let mut dims = xs[0].dims();
     let (m, n) = (hosts[0].n_rows(), layer.d_out());
@@ -93,7 +93,7 @@ pub fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation
             },
         );
     });
-    Ok(tensor(out, dims, hosts[0].dtype))
+    Some(tensor(out, dims, hosts[0].dtype))
 }
 
 /// Calls `f(tile, its rows, its columns)` on disjoint tiles that cover a row-major `m x n` matrix, one per thread.

@@ -1,6 +1,6 @@
 //! The CPU kernels behind [`super`]: f32 arithmetic on Burn's Flex tensors, on all cores of the rayon pool.
 //!
-//! Each function returns its inputs (or `None`) when they are not Flex float tensors; the caller then composes Burn
+//! Each function returns `None` when its inputs are not Flex float tensors; the caller then composes Burn
 //! operations. Half precision tensors are widened on the way in and narrowed on the way out.
 //!
 //! **Invariant**: a row of any result has the same bits whatever other rows are computed with it and on however many

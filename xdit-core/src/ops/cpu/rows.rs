@@ -44,8 +44,8 @@ fn gelu_erf(x: f32) -> f32 {
 }
 
 /// See [`Activation::apply`].
-pub fn activation<const D: usize>(x: Tensor<D>, act: Activation) -> Result<Tensor<D>, Tensor<D>> {
-    let Some(host) = Host::rows_of(&x) else { return Err(x) };
+pub fn activation<const D: usize>(x: &Tensor<D>, act: Activation) -> Option<Tensor<D>> {
+    let host = Host::rows_of(x)?;
     let out = map_rows(
         host.n_rows(),
         host.dims[D - 1],
@@ -55,14 +55,12 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Activation) -> Result<Tenso
             apply_activation(row, act);
         },
     );
-    Ok(tensor(out, x.dims(), host.dtype))
+    Some(tensor(out, x.dims(), host.dtype))
 }
 
 /// See [`crate::ops::modulated_norm`].
-pub fn modulated_norm(x: Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Result<Tensor<3>, Tensor<3>> {
-    let (Some(host), Some(shift), Some(scale)) = (Host::rows_of(&x), Host::rows_of(shift), Host::rows_of(scale)) else {
-        return Err(x);
-    };
+pub fn modulated_norm(x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Option<Tensor<3>> {
+    let (host, shift, scale) = (Host::rows_of(x)?, Host::rows_of(shift)?, Host::rows_of(scale)?);
     let [_, n, d] = x.dims();
     let out = map_rows(
         host.n_rows(),
@@ -79,14 +77,12 @@ pub fn modulated_norm(x: Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f
             }
         },
     );
-    Ok(tensor(out, x.dims(), host.dtype))
+    Some(tensor(out, x.dims(), host.dtype))
 }
 
 /// See [`crate::ops::gated_residual`].
-pub fn gated_residual(x: Tensor<3>, gate: &Tensor<2>, y: Tensor<3>) -> Result<Tensor<3>, (Tensor<3>, Tensor<3>)> {
-    let (Some(hx), Some(gate), Some(hy)) = (Host::rows_of(&x), Host::rows_of(gate), Host::rows_of(&y)) else {
-        return Err((x, y));
-    };
+pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<Tensor<3>> {
+    let (hx, gate, hy) = (Host::rows_of(x)?, Host::rows_of(gate)?, Host::rows_of(y)?);
     let [_, n, d] = x.dims();
     let out = map_rows(
         hx.n_rows(),
@@ -99,18 +95,15 @@ pub fn gated_residual(x: Tensor<3>, gate: &Tensor<2>, y: Tensor<3>) -> Result<Te
             }
         },
     );
-    Ok(tensor(out, x.dims(), hx.dtype))
+    Some(tensor(out, x.dims(), hx.dtype))
 }
 
 /// See [`crate::ops::norm_rope`]. The result is a view of token-major memory, `[batch, tokens, heads, head_dim]`, the
 /// order in which a dense layer writes heads.
-pub fn norm_rope(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Result<Tensor<4>, Tensor<4>> {
+pub fn norm_rope(x: &Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Option<Tensor<4>> {
     let by_token = x.clone().swap_dims(1, 2);
-    let (Some(host), Some(weight), Some(cos), Some(sin)) =
-        (Host::rows_of(&by_token), Host::rows_of(weight), Host::rows_of(&rope.cos), Host::rows_of(&rope.sin))
-    else {
-        return Err(x);
-    };
+    let (host, weight) = (Host::rows_of(&by_token)?, Host::rows_of(weight)?);
+    let (cos, sin) = (Host::rows_of(&rope.cos)?, Host::rows_of(&rope.sin)?);
     let [b, n, h, d] = by_token.dims();
     let weight = weight.row(0);
     let out = map_rows(
@@ -132,5 +125,5 @@ pub fn norm_rope(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -
             }
         },
     );
-    Ok(tensor(out, [b, n, h, d], host.dtype).swap_dims(1, 2))
+    Some(tensor(out, [b, n, h, d], host.dtype).swap_dims(1, 2))
 }

@@ -43,7 +43,7 @@ pub fn sigmoid(x: f32) -> f32 {
 /// `x (1 + tanh(u)) / 2` is `x sigmoid(2u)`.
 #[inline(always)]
 pub fn gelu_tanh(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     x * sigmoid(TWICE_SQRT_2_OVER_PI * (0.044_715 * x * x).mul_add(x, x))
 }
 
