@@ -93,7 +93,7 @@ fn the_built_in_model_draws() {
     };
     assert_eq!(text("prompt"), "a large red circle on a yellow background");
     assert_eq!(text("seed"), "3");
-    assert!(text("parameters").contains("Size: 256x256"));
+    assert!(text("parameters").contains(&format!("Size: {}x{}", info.width, info.height)));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! stand behind each of them without touching a model.
 //!
 //! Every function works on every Burn device by composition of Burn's operations. On the CPU (Burn's Flex backend) the
-//! hot ones run in [`cpu`]: fused, on all cores, without copies or transposes. The two agree to rounding, which the
+//! hot ones run in `ops/cpu`: fused, on all cores, without copies or transposes. The two agree to rounding, which the
 //! tests at the foot of each file hold.
 //!
 //! Conventions: tokens are `[batch, tokens, d]`; heads are `[batch, heads, tokens, head_dim]` (often a view of

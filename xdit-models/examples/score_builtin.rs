@@ -1,0 +1,38 @@
+//! Draws the held-out captions with the built-in model and counts the pictures that show what they should.
+//!
+//! `cargo run --release --example score_builtin [-- FOLDER [CAPTIONS]]`: another pipeline folder, other captions.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, FloatDType};
+use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
+use xdit_testing::scene::{self, Scene};
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let source = args.next().map_or(ModelSource::Builtin, |folder| ModelSource::Folder(folder.into()));
+    let captions = args
+        .next()
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../xdit-testing/tiny-flux/captions.txt"));
+    let captions = std::fs::read_to_string(&captions).with_context(|| captions.display().to_string())?;
+    let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
+
+    let options = Options { device: Device::flex(), dtype: FloatDType::F32, variant: None };
+    let mut pipeline = Pipeline::open(&source, options, &mut ())?;
+    let mut wrong: BTreeMap<String, usize> = BTreeMap::new();
+    for (i, caption) in captions.iter().enumerate() {
+        let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;
+        let output = pipeline.generate(&Request { seed: i as u64, ..Request::new(caption) }, &mut ())?.remove(0);
+        let Content::Picture { width, height, rgb } = output.content else { unreachable!("a picture was asked for") };
+        if let Err(why) = scene::check(&scene, &rgb, width, height) {
+            println!("{i:3} {caption:?}: {why}");
+            *wrong.entry(format!("{why:?}").split([' ', '(', '{']).next().unwrap_or_default().into()).or_default() += 1;
+        }
+    }
+    let n_wrong: usize = wrong.values().sum();
+    println!("{} of {} wholly right ({wrong:?})", captions.len() - n_wrong, captions.len());
+    Ok(())
+}
