@@ -449,9 +449,8 @@ impl Pipeline {
 
         let mut outputs = Vec::new();
         for (prompt, text) in prompts.iter().enumerate() {
-            let cfg =
-                |negative: &'_ [TextEmbeddings]| negative.get(prompt.min(negative.len().saturating_sub(1))).cloned();
-            let negative = cfg(&negative);
+            // one negative prompt serves all prompts
+            let negative = negative.get(prompt).or(negative.last());
             for image in 0..request.num_images {
                 let seed = request.seed.wrapping_add(image as u64);
                 let request_one = Denoise {
@@ -459,7 +458,7 @@ impl Pipeline {
                     positions: &positions,
                     text,
                     guidance: Some(settings.guidance_scale),
-                    cfg: negative.as_ref().map(|negative| Cfg { negative, scale: settings.true_cfg_scale }),
+                    cfg: negative.map(|negative| Cfg { negative, scale: settings.true_cfg_scale }),
                 };
                 let latents = engine::denoise(dit, &mut Local, sampler.as_ref(), request_one, observer)?;
                 outputs.push((prompt, image, seed, latents));
