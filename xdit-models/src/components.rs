@@ -1,6 +1,6 @@
 //! A pipeline folder together with where and how its weights are wanted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
@@ -61,17 +61,17 @@ impl Components {
         let weights = self.folder.weights(component, self.options.variant.as_deref())?;
         observer.begin(Phase::Load, component, weights.n_bytes());
         let (built, report) = {
-            let cancelled = RefCell::new(false);
+            let cancelled = Cell::new(false);
             let watcher = RefCell::new(&mut *observer);
             let progress = |done: u64| {
                 if watcher.borrow_mut().advance(Phase::Load, done).is_break() {
-                    *cancelled.borrow_mut() = true;
+                    cancelled.set(true);
                 }
             };
             let loader = Loader::new(&weights, &self.options.device, self.options.dtype).with_progress(&progress);
             let built = build(&loader)?;
             let report = loader.finish(ignore)?;
-            if cancelled.into_inner() {
+            if cancelled.get() {
                 return Err(PipelineError::Cancelled(Phase::Load));
             }
             (built, report)

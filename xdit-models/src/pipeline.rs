@@ -438,14 +438,15 @@ impl Pipeline {
                 settings.true_cfg_scale
             ));
         }
+        // before any weight is read: a scheduler that is not supported shows here
+        let positions = self.geometry.positions(settings.height, settings.width);
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, positions.len())?;
         let (prompts, negative) = self.encode(request, &settings, guided, observer)?;
 
         if self.dit.is_none() {
             self.dit = Some(self.architecture.dit(&self.components, observer)?);
         }
         let dit = self.dit.as_deref().expect("read above");
-        let positions = self.geometry.positions(settings.height, settings.width);
-        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, positions.len())?;
 
         let mut outputs = Vec::new();
         for (prompt, text) in prompts.iter().enumerate() {

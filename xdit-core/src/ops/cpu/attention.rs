@@ -86,7 +86,7 @@ pub fn attention(
                         }
                     },
                 );
-                let weights = Mat { data: scores, rows: n, cols: keys, row_stride: keys, col_stride: 1 };
+                let weights = Mat::packed(scores, n, keys);
                 gemm(&mut out, key > 0, 1.0, weights, block(&hv, batch, head, key..key + keys, dv));
             }
             for (out, sum) in out.chunks_exact_mut(dv).zip(&sum) {

@@ -58,7 +58,7 @@ impl Pixels {
 /// A 1x1 convolution: one product for each strip of rows.
 fn pointwise(out: &mut [f32], x: &Pixels, weight: &[f32], bias: &[f32], residual: Option<&Pixels>) {
     let (c_in, c_out, width) = (x.channels, bias.len(), x.width);
-    let weight = Mat { data: weight, rows: c_out, cols: c_in, row_stride: c_in, col_stride: 1 };
+    let weight = Mat::packed(weight, c_out, c_in);
     out.par_chunks_mut(width * c_out).enumerate().for_each(|(row, out)| {
         let (b, y) = (row / x.height, row % x.height);
         let at = b * x.host.strides[0] as usize + y * x.host.strides[1] as usize;
@@ -133,20 +133,8 @@ fn winograd(out: &mut [f32], x: &Pixels, weight: &[f32], bias: &[f32], residual:
                 },
             );
             for point in 0..POINTS {
-                let a = Mat {
-                    data: &patches[point * m * k..(point + 1) * m * k],
-                    rows: m,
-                    cols: k,
-                    row_stride: k,
-                    col_stride: 1,
-                };
-                let w = Mat {
-                    data: &weight[point * k * n..(point + 1) * k * n],
-                    rows: k,
-                    cols: n,
-                    row_stride: n,
-                    col_stride: 1,
-                };
+                let a = Mat::packed(&patches[point * m * k..(point + 1) * m * k], m, k);
+                let w = Mat::packed(&weight[point * k * n..(point + 1) * k * n], k, n);
                 gemm(&mut products[point * m * n..(point + 1) * m * n], false, 1.0, a, w);
             }
             vectorised(

@@ -22,6 +22,11 @@ pub struct Mat<'a> {
 }
 
 impl Mat<'_> {
+    /// Row-major without gaps.
+    pub fn packed(data: &[f32], rows: usize, cols: usize) -> Mat<'_> {
+        Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
     /// The same memory, rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
