@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use crate::comm::CommError;
 use crate::dit::{Attention, Ctx, Dit, Inputs, Places, TextEmbeddings};
 use crate::observer::{Observer, Phase};
-use crate::sampler::Sampler;
+use crate::sampler::{History, Rows, Sampler};
 
 /// Why denoising ended without latents.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,7 @@ pub fn denoise(
     let mut ctx = Ctx { attn };
 
     let mut latents = noise;
+    let mut history = History::default();
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
     for (step, timestep) in timesteps.iter().enumerate() {
         let time = timestep / 1000.0;
@@ -89,7 +90,7 @@ pub fn denoise(
             let negative = predict(negative, places)?;
             noise = negative.clone() + (noise - negative) * *scale;
         }
-        latents = sampler.step(step, latents, noise);
+        latents = sampler.step(step, Rows { latents, prediction: noise, noise: None }, &mut history);
         observer.latents(step, &latents);
         if observer.advance(Phase::Denoise, step as u64 + 1).is_break() {
             return Err(EngineError::Cancelled { step: step + 1, n_steps });

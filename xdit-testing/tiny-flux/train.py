@@ -693,6 +693,8 @@ def main():
     if options.only != "flow" or options.resume != out:
         write_vae(out, vae)
     if options.only != "decoder":
+        # Whole from here on: a training that breaks off can be resumed.
+        write_flow(out, preset, *models)
         train_flow(models, preset, pool, out, device, options.batch, options.lr, end, not options.no_compile)
 
 

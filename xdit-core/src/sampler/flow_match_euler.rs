@@ -6,7 +6,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{Sampler, SamplerError};
+use super::{History, Rows, Sampler, SamplerError};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -227,8 +227,8 @@ impl Sampler for FlowMatchEuler {
         &self.timesteps
     }
 
-    fn step(&self, i: usize, latents: Tensor<3>, prediction: Tensor<3>) -> Tensor<3> {
-        latents + prediction * (self.sigmas[i + 1] - self.sigmas[i])
+    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
+        rows.latents + rows.prediction * (self.sigmas[i + 1] - self.sigmas[i])
     }
 }
 

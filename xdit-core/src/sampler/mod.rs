@@ -6,16 +6,48 @@ use burn::tensor::Tensor;
 
 pub use flow_match_euler::{FlowMatchEuler, FlowMatchEulerConfig, TimeShift, calculate_shift};
 
-/// A sampler set up for a number of steps. It does not advance by itself: the step is an argument, so that any part of
-/// the tokens can be stepped at any time.
+/// A sampler set up for a number of steps. It does not advance by itself: the step is an argument and the history the
+/// caller's, so that any part of the tokens can be stepped at any time.
 pub trait Sampler {
     /// The time that the model is told at each step, in `[0, 1000]`, f32 as upstream keeps it.
     fn timesteps(&self) -> &[f32];
 
-    /// Step `i` of these tokens.
+    /// What unit normal noise is multiplied by to be the starting latents; `init_noise_sigma` upstream.
+    fn initial_scale(&self) -> f32 {
+        1.0
+    }
+
+    /// What the model is shown for `latents` at step `i`; `scale_model_input` upstream.
+    fn model_input(&self, _i: usize, latents: Tensor<3>) -> Tensor<3> {
+        latents
+    }
+
+    /// Whether step `i` adds new noise, which [`Rows::noise`] must then bring.
+    fn needs_noise(&self, _i: usize) -> bool {
+        false
+    }
+
+    /// Step `i` of these tokens; returns their new latents, `[batch, tokens, channels]`, f32.
     ///
-    /// - `latents`, `prediction`: `[batch, tokens, channels]`, f32; any subset of the tokens
-    fn step(&self, i: usize, latents: Tensor<3>, prediction: Tensor<3>) -> Tensor<3>;
+    /// - `history`: what this function left there for the same tokens at the steps before; empty at the first
+    fn step(&self, i: usize, rows: Rows, history: &mut History) -> Tensor<3>;
+}
+
+/// Any subset of the tokens, to be stepped; each tensor `[batch, tokens, channels]`, f32.
+pub struct Rows {
+    /// What they are now.
+    pub latents: Tensor<3>,
+    /// What the model says of them.
+    pub prediction: Tensor<3>,
+    /// New unit normal noise for them, where [`Sampler::needs_noise`].
+    pub noise: Option<Tensor<3>>,
+}
+
+/// What a multistep sampler remembers of a set of tokens: predictions of earlier steps, the latest last.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Each `[batch, tokens, channels]`, f32
+    pub predictions: Vec<Tensor<3>>,
 }
 
 /// What is wrong with a scheduler's configuration or with the number of steps.
