@@ -18,4 +18,9 @@ impl Attention for Local {
         let out = ops::attention(q, k, v, None, (d as f64).powf(-0.5)).out;
         Ok((out.clone().slice([0..b, 0..h, 0..n_txt]), out.slice([0..b, 0..h, n_txt..n])))
     }
+
+    fn self_attn(&mut self, _site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
+        let scale = (img.q.dims()[3] as f64).powf(-0.5);
+        Ok(ops::attention(img.q, img.k, img.v, None, scale).out)
+    }
 }

@@ -39,7 +39,7 @@ pub struct Generate {
     /// What to draw; several prompts give several pictures
     #[arg(long, short, num_args = 1.., required = true, value_name = "TEXT")]
     pub prompt: Vec<String>,
-    /// What not to draw: one for all prompts or one for each; needs --true-cfg-scale above 1
+    /// What not to draw: one for all prompts or one for each; FLUX needs --true-cfg-scale above 1 for it
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     pub negative_prompt: Vec<String>,
     /// Pixels [default: the model's]
@@ -51,12 +51,30 @@ pub struct Generate {
     /// Denoising steps [default: the model's]
     #[arg(long, visible_alias = "steps", value_name = "N")]
     pub num_inference_steps: Option<usize>,
-    /// The guidance that a distilled model is told [default: the model's]
+    /// Classifier-free guidance; for FLUX the guidance that the model is told [default: the model's]
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<f32>,
-    /// Classifier-free guidance with the negative prompt [default: the model's]
+    /// For FLUX: classifier-free guidance with the negative prompt [default: the model's]
     #[arg(long, value_name = "SCALE")]
     pub true_cfg_scale: Option<f32>,
+    /// How far guidance is brought back to the unguided standard deviation, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_rescale: Option<f32>,
+    /// Blocks for skip-layer guidance; for Stable Diffusion 3.5 medium 7 8 9
+    #[arg(long, num_args = 1.., value_name = "BLOCK")]
+    pub skip_guidance_layers: Vec<usize>,
+    /// Scale of skip-layer guidance
+    #[arg(long, default_value_t = 2.8, value_name = "SCALE")]
+    pub skip_layer_guidance_scale: f32,
+    /// Part of the steps after which it starts
+    #[arg(long, default_value_t = 0.01, value_name = "PART")]
+    pub skip_layer_guidance_start: f32,
+    /// Part of the steps at which it stops
+    #[arg(long, default_value_t = 0.2, value_name = "PART")]
+    pub skip_layer_guidance_stop: f32,
+    /// Draw at exactly the size asked for, also where the model was trained on few sizes (PixArt, HunyuanDiT)
+    #[arg(long)]
+    pub no_resolution_binning: bool,
     /// Tokens of the T5 encoder [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_sequence_length: Option<usize>,

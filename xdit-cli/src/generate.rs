@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
+use xdit_core::engine::SkipLayers;
 use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
 
 use crate::args::{self, Generate};
@@ -28,6 +29,14 @@ pub fn run(args: &Generate) -> Result<()> {
         num_inference_steps: args.num_inference_steps,
         guidance_scale: args.guidance_scale,
         true_cfg_scale: args.true_cfg_scale,
+        guidance_rescale: args.guidance_rescale,
+        skip_layers: (!args.skip_guidance_layers.is_empty()).then(|| SkipLayers {
+            blocks: args.skip_guidance_layers.clone(),
+            scale: args.skip_layer_guidance_scale,
+            start: args.skip_layer_guidance_start,
+            stop: args.skip_layer_guidance_stop,
+        }),
+        resolution_binning: !args.no_resolution_binning,
         max_sequence_length: args.max_sequence_length,
         seed: args.seed,
         num_images: args.num_images,
@@ -64,6 +73,7 @@ pub fn run(args: &Generate) -> Result<()> {
             "num_inference_steps": settings.num_inference_steps,
             "guidance_scale": settings.guidance_scale,
             "true_cfg_scale": settings.true_cfg_scale,
+            "guidance_rescale": settings.guidance_rescale,
             "max_sequence_length": settings.max_sequence_length,
             "seconds": progress.seconds(),
             "peak_memory_bytes": peak_memory(),

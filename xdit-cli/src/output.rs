@@ -77,7 +77,7 @@ impl Target {
         let mut file = self.temporary()?;
         let written = match &output.content {
             Content::Picture { width, height, rgb } => png(&mut file, *width, *height, rgb, &texts),
-            Content::Latent { dims, values } => latents(&mut file, *dims, values, &texts),
+            Content::Latent { dims, values } => latents(&mut file, dims, values, &texts),
         };
         written
             .and_then(|()| Ok(file.as_file().sync_all()?))
@@ -106,8 +106,16 @@ fn texts(output: &Output, request: &Request, settings: &Settings, model: &str) -
         [one] => Some(one),
         many => many.get(output.prompt),
     };
-    let Settings { height, width, num_inference_steps: steps, guidance_scale, true_cfg_scale, max_sequence_length } =
-        settings;
+    let Settings {
+        height,
+        width,
+        drawn: _,
+        num_inference_steps: steps,
+        guidance_scale,
+        true_cfg_scale,
+        guidance_rescale,
+        max_sequence_length,
+    } = settings;
     let mut parameters = prompt.clone();
     if let Some(negative) = negative {
         parameters.push_str(&format!("\nNegative prompt: {negative}"));
@@ -125,6 +133,7 @@ fn texts(output: &Output, request: &Request, settings: &Settings, model: &str) -
         ("num_inference_steps", steps.to_string()),
         ("guidance_scale", guidance_scale.to_string()),
         ("true_cfg_scale", true_cfg_scale.to_string()),
+        ("guidance_rescale", guidance_rescale.to_string()),
         ("parameters", parameters),
         ("Software", format!("xdit {}", env!("CARGO_PKG_VERSION"))),
     ];
@@ -149,7 +158,7 @@ fn png(file: &mut NamedTempFile, width: usize, height: usize, rgb: &[u8], texts:
     Ok(())
 }
 
-fn latents(file: &mut NamedTempFile, dims: [usize; 3], values: &[f32], texts: &[(&str, String)]) -> Result<()> {
+fn latents(file: &mut NamedTempFile, dims: &[usize], values: &[f32], texts: &[(&str, String)]) -> Result<()> {
     let bytes: Cow<'_, [u8]> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, dims.to_vec(), &bytes)?;
     let metadata = texts.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();

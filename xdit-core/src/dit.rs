@@ -3,16 +3,16 @@
 use burn::tensor::Tensor;
 
 use crate::comm::CommError;
-use crate::ops::RopeTable;
+use crate::ops::{self, RopeTable};
 
 /// A diffusion transformer. The engine owns the loop over the blocks; the model knows nothing of ranks.
 pub trait Dit {
     /// What a plan must know of the model.
     fn spec(&self) -> DitSpec;
 
-    /// The positional tables of image tokens at `positions` (row and column in tokens) and of `n_txt` text tokens.
-    /// Computed once per request; cut together with the tokens.
-    fn place(&self, positions: &[[usize; 2]], n_txt: usize) -> Places;
+    /// The positional tables of all image tokens of a picture, row by row, and of `n_txt` text tokens. Computed once per
+    /// request; cut together with the tokens.
+    fn place(&self, grid: TokenGrid, n_txt: usize) -> Places;
 
     /// Latents and text to tokens of the model's width, and what every block is conditioned on.
     fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond);
@@ -40,52 +40,117 @@ pub struct DitSpec {
     pub channels: usize,
 }
 
+/// A picture's size in image tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenGrid {
+    /// Tokens from top to bottom.
+    pub rows: usize,
+    /// Tokens from left to right.
+    pub cols: usize,
+}
+
+impl TokenGrid {
+    /// All tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Row and column of each token, in their order.
+    pub fn positions(&self) -> impl Iterator<Item = [usize; 2]> + use<> {
+        let Self { rows, cols } = *self;
+        (0..rows * cols).map(move |i| [i / cols, i % cols])
+    }
+}
+
 /// One forward pass's inputs.
 pub struct Inputs<'a> {
     /// `[batch, img_tokens, channels]`
     pub latents: Tensor<3>,
     /// Where these tokens stand.
     pub places: &'a Places,
-    /// Flow time in `[0, 1]`: 1 is noise (a scheduler's timestep / 1000).
-    pub time: f32,
+    /// The scheduler's timestep, in `[0, 1000]`: 1000 is noise.
+    pub timestep: f32,
     /// The encoded prompt.
     pub text: &'a TextEmbeddings,
     /// Guidance scale for models that were distilled to take it as an input.
     pub guidance: Option<f32>,
+    /// Height and width of the picture in pixels, for models that are told it.
+    pub size: [usize; 2],
 }
 
-/// An encoded prompt.
+/// An encoded prompt, as far as the model at hand takes it.
 #[derive(Debug, Clone)]
 pub struct TextEmbeddings {
-    /// `[batch, txt_tokens, d_text]`
-    pub txt: Tensor<3>,
+    /// The states of its tokens.
+    pub txt: TextStates,
+    /// Those of a second encoder, where they enter the model apart from the first's (HunyuanDiT's mT5).
+    pub txt_2: Option<TextStates>,
     /// `[batch, d_pooled]`, one vector for the whole prompt
-    pub pooled: Tensor<2>,
+    pub pooled: Option<Tensor<2>>,
 }
 
-/// Positional tables, per token.
+/// What an encoder made of the tokens of a batch of prompts.
 #[derive(Debug, Clone)]
+pub struct TextStates {
+    /// `[batch, txt_tokens, d_text]`
+    pub states: Tensor<3>,
+    /// For each prompt and token, whether it may be looked at; all of them where absent.
+    pub seen: Option<Vec<Vec<bool>>>,
+}
+
+impl TextStates {
+    /// All tokens may be looked at.
+    pub fn all(states: Tensor<3>) -> Self {
+        Self { states, seen: None }
+    }
+
+    /// Tokens of each prompt.
+    pub fn n_tokens(&self) -> usize {
+        self.states.dims()[1]
+    }
+}
+
+/// Positional tables, per token; what a model does not use is absent.
+#[derive(Debug, Clone, Default)]
 pub struct Places {
-    /// Of the text tokens.
-    pub txt: RopeTable,
-    /// Of the image tokens.
-    pub img: RopeTable,
+    /// How the text tokens' queries and keys are turned.
+    pub txt: Option<RopeTable>,
+    /// How the image tokens' queries and keys are turned.
+    pub img: Option<RopeTable>,
+    /// The text's table, then the image's, for blocks that run both as one sequence.
+    pub joint: Option<RopeTable>,
+    /// What is added to the image tokens, `[img_tokens, d_model]`.
+    pub img_embedding: Option<Tensor<2>>,
 }
 
 /// What flows from block to block.
 #[derive(Debug, Clone)]
 pub struct Streams {
-    /// `[batch, txt_tokens, d_model]`
+    /// `[batch, txt_tokens, d_model]`; a model whose blocks only look at the text passes it on as it is
     pub txt: Tensor<3>,
     /// `[batch, img_tokens, d_model]`, this rank's tokens
     pub img: Tensor<3>,
+    /// Earlier blocks' `img` that later blocks take up again, the next to be taken last.
+    pub skips: Vec<Tensor<3>>,
+}
+
+impl Streams {
+    /// Text and image alone.
+    pub fn new(txt: Tensor<3>, img: Tensor<3>) -> Self {
+        Self { txt, img, skips: Vec::new() }
+    }
 }
 
 /// What every block is conditioned on.
 #[derive(Debug, Clone)]
 pub struct Cond {
-    /// `[batch, d_model]`: time, pooled text and guidance
+    /// `[batch, d_model]`: time, and what else a model is told besides the text's tokens
     pub temb: Tensor<2>,
+    /// `[batch, n d_model]`: scales, shifts and gates that all blocks share, in models that compute them once
+    /// (AdaLN-single)
+    pub modulation: Option<Tensor<2>>,
+    /// `[batch, 1, 1, txt_tokens]`: 0 at text tokens that may be looked at, `-inf` at others; `None` if all may
+    pub txt_bias: Option<Tensor<4>>,
     /// Where the tokens stand.
     pub places: Places,
 }
@@ -98,7 +163,19 @@ pub struct Ctx<'a> {
 
 /// Which attention call of the model this is, so that a strategy can keep state for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Site(pub usize);
+pub struct Site {
+    /// The block.
+    pub block: usize,
+    /// Which of its calls that need other ranks' tokens, from 0.
+    pub call: usize,
+}
+
+impl Site {
+    /// The first call of a block.
+    pub fn first(block: usize) -> Self {
+        Self { block, call: 0 }
+    }
+}
 
 /// Queries, keys and values, each `[batch, heads, tokens, head_dim]`.
 #[derive(Debug, Clone)]
@@ -119,4 +196,28 @@ pub trait Attention {
     /// # Errors
     /// A peer that failed, left or kept silent.
     fn joint(&mut self, site: Site, txt: Qkv, img: Qkv) -> Result<(Tensor<4>, Tensor<4>), CommError>;
+
+    /// Attention of this rank's image tokens over all image tokens; shaped like `img.q`.
+    ///
+    /// # Errors
+    /// A peer that failed, left or kept silent.
+    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError>;
+
+    /// Attention of this rank's image tokens over the text, which every rank holds whole; shaped like `q`.
+    ///
+    /// - `k`, `v`: `[batch, heads, txt_tokens, head_dim]`
+    /// - `bias`: added to the scores, `[batch, 1, 1, txt_tokens]`
+    ///
+    /// # Errors
+    /// None: there is nothing to be exchanged.
+    fn cross_attn(
+        &mut self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        bias: Option<Tensor<4>>,
+    ) -> Result<Tensor<4>, CommError> {
+        let scale = (q.dims()[3] as f64).powf(-0.5);
+        Ok(ops::attention(q, k, v, bias, scale).out)
+    }
 }

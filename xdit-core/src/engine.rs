@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::comm::CommError;
-use crate::dit::{Attention, Ctx, Dit, Inputs, Places, TextEmbeddings};
+use crate::dit::{Attention, Ctx, Dit, Inputs, Places, TextEmbeddings, TokenGrid};
 use crate::observer::{Observer, Phase};
 use crate::sampler::{History, Rows, Sampler};
 
@@ -38,10 +38,14 @@ pub enum EngineError {
 
 /// One picture (or one batch of equal size) to denoise.
 pub struct Denoise<'a> {
-    /// `[batch, img_tokens, channels]`, f32, scaled as the sampler starts
+    /// Unit normal noise to start from, `[batch, img_tokens, channels]`, f32
     pub noise: Tensor<3>,
-    /// Row and column of each token.
-    pub positions: &'a [[usize; 2]],
+    /// More of it, for samplers that add some at each step.
+    pub more_noise: &'a mut dyn FnMut() -> Tensor<3>,
+    /// The picture in tokens.
+    pub grid: TokenGrid,
+    /// Its height and width in pixels.
+    pub size: [usize; 2],
     /// The encoded prompt.
     pub text: &'a TextEmbeddings,
     /// For guidance-distilled models.
@@ -51,11 +55,37 @@ pub struct Denoise<'a> {
 }
 
 /// Classifier-free guidance: `negative + scale (positive - negative)`.
+#[derive(Clone, Copy)]
 pub struct Cfg<'a> {
     /// The encoded negative prompt.
     pub negative: &'a TextEmbeddings,
     /// 1 is no guidance.
     pub scale: f32,
+    /// How far the result is brought back to the positive prediction's standard deviation, 0 to 1 (arXiv 2305.08891,
+    /// section 3.4).
+    pub rescale: f32,
+    /// Guidance away from what the model says without some of its blocks.
+    pub skip_layers: Option<&'a SkipLayers>,
+}
+
+/// Skip-layer guidance: adds `scale (positive - positive without the blocks)`, as Stable Diffusion 3.5 does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SkipLayers {
+    /// The blocks.
+    pub blocks: Vec<usize>,
+    /// How much.
+    pub scale: f32,
+    /// From which part of the steps on, 0 to 1, itself excluded.
+    pub start: f32,
+    /// Up to which part of the steps, itself excluded.
+    pub stop: f32,
+}
+
+impl SkipLayers {
+    fn at(&self, step: usize, n_steps: usize) -> bool {
+        let (step, n) = (step as f64, n_steps as f64);
+        step > n * f64::from(self.start) && step < n * f64::from(self.stop)
+    }
 }
 
 /// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32.
@@ -69,28 +99,37 @@ pub fn denoise(
     request: Denoise<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Tensor<3>, EngineError> {
-    let Denoise { noise, positions, text, guidance, cfg } = request;
+    let Denoise { noise, more_noise, grid, size, text, guidance, cfg } = request;
     let timesteps = sampler.timesteps();
     let n_steps = timesteps.len();
-    let places = dit.place(positions, text.txt.dims()[1]);
+    let places = dit.place(grid, text.txt.n_tokens());
     // a negative prompt may have another number of tokens
-    let negative = cfg.map(|cfg| (dit.place(positions, cfg.negative.txt.dims()[1]), cfg));
+    let negative = cfg.map(|cfg| (dit.place(grid, cfg.negative.txt.n_tokens()), cfg));
     let mut ctx = Ctx { attn };
 
-    let mut latents = noise;
+    let mut latents = match sampler.initial_scale() {
+        1.0 => noise,
+        scale => noise * scale,
+    };
     let mut history = History::default();
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
-    for (step, timestep) in timesteps.iter().enumerate() {
-        let time = timestep / 1000.0;
-        let mut predict = |text: &TextEmbeddings, places: &Places| {
-            forward(dit, &mut ctx, Inputs { latents: latents.clone(), places, time, text, guidance })
+    for (step, timestep) in timesteps.iter().copied().enumerate() {
+        let input = sampler.model_input(step, latents.clone());
+        let mut predict = |text: &TextEmbeddings, places: &Places, skip: &[usize]| {
+            forward(dit, &mut ctx, Inputs { latents: input.clone(), places, timestep, text, guidance, size }, skip)
         };
-        let mut noise = predict(text, &places)?;
-        if let Some((places, Cfg { negative, scale })) = &negative {
-            let negative = predict(negative, places)?;
-            noise = negative.clone() + (noise - negative) * *scale;
+        let mut prediction = predict(text, &places, &[])?;
+        if let Some((negative_places, cfg)) = &negative {
+            let negative = predict(cfg.negative, negative_places, &[])?;
+            let positive = prediction;
+            prediction = guide(positive.clone(), negative, cfg);
+            if let Some(skip) = cfg.skip_layers.filter(|skip| skip.at(step, n_steps)) {
+                let without = predict(text, &places, &skip.blocks)?;
+                prediction = prediction + (positive - without) * skip.scale;
+            }
         }
-        latents = sampler.step(step, Rows { latents, prediction: noise, noise: None }, &mut history);
+        let noise = sampler.needs_noise(step).then(&mut *more_noise);
+        latents = sampler.step(step, Rows { latents, prediction, noise }, &mut history);
         observer.latents(step, &latents);
         if observer.advance(Phase::Denoise, step as u64 + 1).is_break() {
             return Err(EngineError::Cancelled { step: step + 1, n_steps });
@@ -101,13 +140,27 @@ pub fn denoise(
     Ok(latents)
 }
 
-/// One pass through all blocks: the model's prediction, `[batch, img_tokens, channels]`, f32.
+fn guide(positive: Tensor<3>, negative: Tensor<3>, cfg: &Cfg<'_>) -> Tensor<3> {
+    let guided = negative.clone() + (positive.clone() - negative) * cfg.scale;
+    if cfg.rescale == 0.0 {
+        return guided;
+    }
+    // the ratio of standard deviations over each picture
+    let spread = |x: &Tensor<3>| {
+        let centred = x.clone() - x.clone().mean_dim(2).mean_dim(1);
+        (centred.clone() * centred).mean_dim(2).mean_dim(1).sqrt()
+    };
+    let rescaled = guided.clone() * (spread(&positive) / spread(&guided));
+    rescaled * cfg.rescale + guided * (1.0 - cfg.rescale)
+}
+
+/// One pass through all blocks but those of `skip`: the model's prediction, `[batch, img_tokens, channels]`, f32.
 ///
 /// # Errors
 /// A rank that failed.
-pub fn forward(dit: &dyn Dit, ctx: &mut Ctx<'_>, inputs: Inputs<'_>) -> Result<Tensor<3>, CommError> {
+pub fn forward(dit: &dyn Dit, ctx: &mut Ctx<'_>, inputs: Inputs<'_>, skip: &[usize]) -> Result<Tensor<3>, CommError> {
     let (mut x, cond) = dit.embed(inputs);
-    for i in 0..dit.spec().n_blocks {
+    for i in (0..dit.spec().n_blocks).filter(|i| !skip.contains(i)) {
         x = dit.block(ctx, i, x, &cond)?;
     }
     Ok(dit.head(x, &cond))

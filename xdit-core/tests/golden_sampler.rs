@@ -55,9 +55,8 @@ fn check(name: &str, dev: bool) {
     for i in 0..4 {
         let prediction = golden.tensor::<3>(&format!("step.{i}.prediction"));
         // rows may be stepped by themselves
-        let mut step = |latents, prediction| {
-            sampler.step(i, Rows { latents, prediction, noise: None }, &mut History::default())
-        };
+        let step =
+            |latents, prediction| sampler.step(i, Rows { latents, prediction, noise: None }, &mut History::default());
         let part = step(x.clone().narrow(1, 3, 5), prediction.clone().narrow(1, 3, 5));
         x = step(x, prediction);
         part.into_data().assert_eq(&x.clone().narrow(1, 3, 5).into_data(), true);

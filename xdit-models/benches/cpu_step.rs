@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor};
 use xdit_attn::Local;
 use xdit_core::checkpoint::{Loader, Weights};
-use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings};
+use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::engine::forward;
 use xdit_models::flux::{Flux, FluxConfig};
 
@@ -51,16 +51,17 @@ fn main() -> Result<()> {
     let (latents, txt, want) = (tensor("hidden_states")?, tensor("encoder_hidden_states")?, tensor("expected")?);
     let pooled = read.tensor::<2>("pooled_projections", [1, config.pooled_projection_dim])?;
     let side = latents.dims()[1].isqrt();
-    let positions: Vec<_> = (0..side * side).map(|i| [i / side, i % side]).collect();
-    let text = TextEmbeddings { txt, pooled };
-    let places = flux.place(&positions, text.txt.dims()[1]);
+    let text = TextEmbeddings { txt: TextStates::all(txt), txt_2: None, pooled: Some(pooled) };
+    let places = flux.place(TokenGrid { rows: side, cols: side }, text.txt.n_tokens());
 
     let mut seconds = Vec::new();
     let mut got = None;
     for i in 0..=repeat {
         let start = Instant::now();
-        let inputs = Inputs { latents: latents.clone(), places: &places, time: 0.7, text: &text, guidance: Some(3.5) };
-        got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, inputs)?);
+        let latents = latents.clone();
+        let size = [16 * side; 2];
+        let inputs = Inputs { latents, places: &places, timestep: 700.0, text: &text, guidance: Some(3.5), size };
+        got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, inputs, &[])?);
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -32,6 +32,8 @@ pub struct ClipTextConfig {
     pub layer_norm_eps: f64,
     /// The token whose state is the pooled vector; 2 stands for the largest id of a text.
     pub eos_token_id: u32,
+    /// Channels that `CLIPTextModelWithProjection` projects the pooled vector to.
+    pub projection_dim: usize,
 }
 
 impl Default for ClipTextConfig {
@@ -46,6 +48,7 @@ impl Default for ClipTextConfig {
             hidden_act: "quick_gelu".into(),
             layer_norm_eps: 1e-5,
             eos_token_id: 49_407,
+            projection_dim: 512,
         }
     }
 }
@@ -81,7 +84,8 @@ pub struct ClipOutput {
     pub hidden_states: Vec<Tensor<3>>,
     /// The last layer's output after the final norm, `[batch, tokens, d_model]`
     pub last_hidden_state: Tensor<3>,
-    /// `last_hidden_state` at the end-of-text token, `[batch, d_model]`
+    /// `last_hidden_state` at the end-of-text token, `[batch, d_model]`; after the projection, where there is one,
+    /// `[batch, projection_dim]`
     pub pooled: Tensor<2>,
 }
 
@@ -94,6 +98,7 @@ pub struct ClipText {
     position_embedding: Tensor<2>,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl ClipText {
@@ -120,8 +125,19 @@ impl ClipText {
                 .tensor("weight", [config.max_position_embeddings, d])?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
             final_layer_norm: LayerNorm::load(&model.pp("final_layer_norm"), d, config.layer_norm_eps)?,
+            text_projection: None,
             config: config.clone(),
         })
+    }
+
+    /// Reads the weights of a `CLIPTextModelWithProjection`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_projection(loader: &Loader<'_>, config: &ClipTextConfig) -> Result<Self, ModelError> {
+        let projection =
+            Linear::load_no_bias(&loader.pp("text_projection"), config.hidden_size, config.projection_dim)?;
+        Ok(Self { text_projection: Some(projection), ..Self::load(loader, config)? })
     }
 
     /// Encodes texts of equally many tokens.
@@ -146,6 +162,10 @@ impl ClipText {
             last_hidden_state.clone().narrow(0, i, 1).narrow(1, at, 1).squeeze_dim::<2>(1)
         });
         let pooled = Tensor::cat(pooled.collect(), 0);
+        let pooled = match &self.text_projection {
+            Some(projection) => projection.forward(pooled),
+            None => pooled,
+        };
         ClipOutput { hidden_states, last_hidden_state, pooled }
     }
 }

@@ -4,12 +4,16 @@ use std::cell::{Cell, RefCell};
 
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
+use xdit_core::dit::TextStates;
 use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
+use xdit_core::sampler::{self, Flow, Sampler};
 
 use crate::autoencoder_kl::AutoencoderKl;
 use crate::error::ModelError;
 use crate::pipeline::{Options, PipelineError};
+use crate::t5::{T5Config, T5Encoder};
+use crate::tokenizer::{Encoded, Tokenizer};
 
 /// The parts of an opened pipeline.
 pub struct Components {
@@ -43,6 +47,44 @@ impl Components {
             return Ok(());
         }
         Err(PipelineError::UnknownClass { component: component.into(), found: found.clone(), expected: classes })
+    }
+
+    /// Whether the pipeline has `component`.
+    pub fn has(&self, component: &str) -> bool {
+        self.folder.component(component).is_ok()
+    }
+
+    /// The sampler that `scheduler_config.json` names.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or is not supported.
+    pub fn sampler(&self, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, PipelineError> {
+        let config = self.folder.config("scheduler", "scheduler_config.json")?;
+        Ok(sampler::from_config(&config, n_steps, flow)?)
+    }
+
+    /// Token ids of each text, with a warning where one is longer than `limit`.
+    ///
+    /// # Errors
+    /// A tokenizer's files that are missing or broken.
+    pub fn tokens(
+        &self,
+        component: &str,
+        texts: &[&str],
+        limit: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Encoded>, PipelineError> {
+        let tokenizer = Tokenizer::open(&self.folder, component)?;
+        let mut all = Vec::with_capacity(texts.len());
+        for text in texts {
+            let encoded = tokenizer.encode(text, limit)?;
+            if let Some(cut) = &encoded.cut {
+                observer
+                    .warn(&format!("{component} takes {limit} tokens; this part of the prompt was cut off: {cut:?}"));
+            }
+            all.push(encoded);
+        }
+        Ok(all)
     }
 
     /// Opens a component's checkpoint, lets `build` read from it, and sees to it that nothing is missing.
@@ -94,4 +136,47 @@ impl Components {
         let config = self.config("vae")?;
         self.load("vae", AutoencoderKl::UNUSED, observer, |loader| AutoencoderKl::load(loader, &config))
     }
+
+    /// Reads `component`, a T5 encoder, and encodes texts one after the other.
+    ///
+    /// - `masked`: padding is not looked at
+    ///
+    /// # Errors
+    /// Files or tensors that are missing or do not fit; a cancelled request.
+    pub fn encode_t5(
+        &self,
+        component: &str,
+        texts: &[Encoded],
+        masked: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<TextStates>, PipelineError> {
+        let config: T5Config = self.config(component)?;
+        let t5 = self.load(component, T5Encoder::UNUSED, observer, |loader| T5Encoder::load(loader, &config))?;
+        each(texts, component, observer, |text| {
+            let seen = masked.then(|| vec![text.seen()]);
+            TextStates { states: t5.forward(&[text.ids.clone()], seen.as_deref()), seen }
+        })
+    }
+}
+
+/// Runs an encoder on one text after the other.
+///
+/// # Errors
+/// A cancelled request.
+pub fn each<T>(
+    texts: &[Encoded],
+    what: &str,
+    observer: &mut dyn Observer,
+    encode: impl Fn(&Encoded) -> T,
+) -> Result<Vec<T>, PipelineError> {
+    observer.begin(Phase::Encode, what, texts.len() as u64);
+    let mut out = Vec::with_capacity(texts.len());
+    for (i, text) in texts.iter().enumerate() {
+        out.push(encode(text));
+        if observer.advance(Phase::Encode, i as u64 + 1).is_break() {
+            return Err(PipelineError::Cancelled(Phase::Encode));
+        }
+    }
+    observer.end(Phase::Encode);
+    Ok(out)
 }

@@ -3,17 +3,17 @@
 //! Mirrors `src/diffusers/models/transformers/transformer_flux.py`. The double blocks keep text and image apart but for
 //! one joint attention; the single blocks run both as one sequence. Blocks are numbered through: doubles, then singles.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams};
-use xdit_core::ops::{
-    self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm, norm_rope,
-    split_heads,
-};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TokenGrid};
+use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
 
 use crate::error::ModelError;
+use crate::parts::{
+    ADDED, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, modulation, project_heads,
+};
 
 /// `transformer/config.json`; field names are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -60,6 +60,10 @@ impl FluxConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
+    fn heads(&self) -> Heads {
+        Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm: QkNorm::Rms }
+    }
+
     fn check(&self) -> Result<(), ModelError> {
         let axes = self.axes_dims_rope;
         let (sum, head_dim) = (axes.iter().sum::<usize>(), self.attention_head_dim);
@@ -96,8 +100,6 @@ pub struct Flux {
     norm_out: Linear,
     proj_out: Linear,
 }
-
-const EPS: f64 = 1e-6;
 
 impl Flux {
     /// Reads the weights of all blocks.
@@ -136,32 +138,33 @@ impl Dit for Flux {
         }
     }
 
-    fn place(&self, positions: &[[usize; 2]], n_txt: usize) -> Places {
+    fn place(&self, grid: TokenGrid, n_txt: usize) -> Places {
         let table = |ids: &[[f64; 3]]| RopeTable::new(ids, self.config.axes_dims_rope, 10_000.0, &self.device);
-        let ids: Vec<_> = positions.iter().map(|[row, col]| [0.0, *row as f64, *col as f64]).collect();
-        Places { txt: table(&vec![[0.0; 3]; n_txt]), img: table(&ids) }
+        let ids: Vec<_> = grid.positions().map(|[row, col]| [0.0, row as f64, col as f64]).collect();
+        let (txt, img) = (table(&vec![[0.0; 3]; n_txt]), table(&ids));
+        Places { joint: Some(txt.then(&img)), txt: Some(txt), img: Some(img), img_embedding: None }
     }
 
     fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let Inputs { latents, places, time, text, guidance } = inputs;
-        let cast = |x| ops::to_dtype(x, self.dtype);
-        let img = self.x_embedder.forward(cast(latents));
-        let txt = self.context_embedder.forward(cast(text.txt.clone()));
+        let Inputs { latents, places, timestep, text, guidance, .. } = inputs;
+        let img = self.x_embedder.forward(ops::to_dtype(latents, self.dtype));
+        let txt = self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype));
         let guidance = self.config.guidance_embeds.then(|| guidance.unwrap_or(1.0));
-        let temb = self.time_text_embed.forward(time, guidance, ops::to_dtype(text.pooled.clone(), self.dtype));
-        (Streams { txt, img }, Cond { temb, places: places.clone() })
+        let pooled = text.pooled.clone().expect("Flux takes CLIP's pooled vector");
+        // the pipeline divides by 1000, and the model multiplies again
+        let temb = self.time_text_embed.forward(timestep / 1000.0, guidance, ops::to_dtype(pooled, self.dtype));
+        (Streams::new(txt, img), Cond { temb, modulation: None, txt_bias: None, places: places.clone() })
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         match i.checked_sub(self.transformer_blocks.len()) {
-            None => self.transformer_blocks[i].forward(ctx, Site(i), x, cond),
-            Some(single) => self.single_transformer_blocks[single].forward(ctx, Site(i), x, cond),
+            None => self.transformer_blocks[i].forward(ctx, Site::first(i), x, cond),
+            Some(single) => self.single_transformer_blocks[single].forward(ctx, Site::first(i), x, cond),
         }
     }
 
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
-        let [scale, shift] = modulation(&self.norm_out, &cond.temb);
-        ops::to_f32(self.proj_out.forward(modulated_norm(x.img, shift, scale, EPS)))
+        ops::to_f32(self.proj_out.forward(continuous_norm(&self.norm_out, x.img, &cond.temb)))
     }
 }
 
@@ -173,70 +176,29 @@ struct TimeTextEmbed {
     text: Mlp,
 }
 
-/// Channels of the sinusoids.
-const TIME_CHANNELS: usize = 256;
-
 impl TimeTextEmbed {
     fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
         let d = config.d_model();
-        let mlp = |name: &str, d_in| Mlp::load(&loader.pp(name), d_in, d);
+        let text = [config.pooled_projection_dim, d, d];
         Ok(Self {
-            timestep: mlp("timestep_embedder", TIME_CHANNELS)?,
+            timestep: Mlp::load_time(&loader.pp("timestep_embedder"), d)?,
             guidance: match config.guidance_embeds {
-                true => Some(mlp("guidance_embedder", TIME_CHANNELS)?),
+                true => Some(Mlp::load_time(&loader.pp("guidance_embedder"), d)?),
                 false => None,
             },
-            text: mlp("text_embedder", config.pooled_projection_dim)?,
+            text: Mlp::load(&loader.pp("text_embedder"), text, Activation::Silu)?,
         })
     }
 
     /// - `pooled`: `[batch, d_pooled]`
     fn forward(&self, time: f32, guidance: Option<f32>, pooled: Tensor<2>) -> Tensor<2> {
-        let (device, dtype) = (pooled.device(), pooled.dtype());
         // upstream scales both by 1000, in the tensor's precision
-        let embed = |mlp: &Mlp, x: f32| mlp.forward(ops::to_dtype(sinusoids(x * 1000.0, &device), dtype));
-        let mut temb = self.text.forward(pooled) + embed(&self.timestep, time);
+        let mut temb = self.text.forward(pooled) + self.timestep.of_numbers(&[time * 1000.0]);
         if let (Some(mlp), Some(guidance)) = (&self.guidance, guidance) {
-            temb = temb + embed(mlp, guidance);
+            temb = temb + mlp.of_numbers(&[guidance * 1000.0]);
         }
         temb
     }
-}
-
-/// `[1, TIME_CHANNELS]`: cosines, then sines, of `x` times frequencies falling from 1 to 1/10000.
-fn sinusoids(x: f32, device: &Device) -> Tensor<2> {
-    let half = TIME_CHANNELS / 2;
-    let angle = |i: usize| x * (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp();
-    let values: Vec<f32> = (0..half).map(|i| angle(i).cos()).chain((0..half).map(|i| angle(i).sin())).collect();
-    Tensor::from_data(TensorData::new(values, [1, TIME_CHANNELS]), device)
-}
-
-/// Two dense layers with SiLU between.
-#[derive(Debug)]
-struct Mlp {
-    linear_1: Linear,
-    linear_2: Linear,
-}
-
-impl Mlp {
-    fn load(loader: &Loader<'_>, d_in: usize, d: usize) -> Result<Self, LoadError> {
-        Ok(Self {
-            linear_1: Linear::load(&loader.pp("linear_1"), d_in, d)?,
-            linear_2: Linear::load(&loader.pp("linear_2"), d, d)?,
-        })
-    }
-
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.linear_2.forward(self.linear_1.forward_act(x, Activation::Silu))
-    }
-}
-
-/// `linear(silu(temb))` cut into `N` vectors of `[batch, d_model]`.
-fn modulation<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Tensor<2>; N] {
-    let all = linear.forward(Activation::Silu.apply(temb.clone()));
-    let [batch, width] = all.dims();
-    let d = width / N;
-    std::array::from_fn(|i| all.clone().slice([0..batch, i * d..(i + 1) * d]))
 }
 
 /// `FluxTransformerBlock`: text and image with weights of their own, one joint attention.
@@ -248,27 +210,19 @@ struct DoubleBlock {
 
 impl DoubleBlock {
     fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
-        let img = ["norm1", "to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0", "ff"];
-        let txt = [
-            "norm1_context",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "norm_added_q",
-            "norm_added_k",
-            "to_add_out",
-            "ff_context",
-        ];
-        Ok(Self { img: StreamWeights::load(loader, img, config)?, txt: StreamWeights::load(loader, txt, config)? })
+        Ok(Self {
+            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, config)?,
+            txt: StreamWeights::load(loader, ["norm1_context", "to_add_out", "ff_context"], ADDED, config)?,
+        })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let txt = modulation::<6>(&self.txt.norm, &cond.temb);
         let img = modulation::<6>(&self.img.norm, &cond.temb);
-        let txt_qkv = self.txt.qkv(&x.txt, &txt, &cond.places.txt);
-        let img_qkv = self.img.qkv(&x.img, &img, &cond.places.img);
+        let txt_qkv = self.txt.qkv(&x.txt, &txt, cond.places.txt.as_ref());
+        let img_qkv = self.img.qkv(&x.img, &img, cond.places.img.as_ref());
         let (txt_attn, img_attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
-        Ok(Streams { txt: self.txt.after(x.txt, txt_attn, &txt), img: self.img.after(x.img, img_attn, &img) })
+        Ok(Streams::new(self.txt.after(x.txt, txt_attn, &txt), self.img.after(x.img, img_attn, &img)))
     }
 }
 
@@ -278,70 +232,31 @@ struct StreamWeights {
     norm: Linear,
     attn: QkvWeights,
     to_out: Linear,
-    ff_in: Linear,
-    ff_out: Linear,
+    ff: FeedForward,
 }
 
 impl StreamWeights {
-    fn load(loader: &Loader<'_>, names: [&str; 8], config: &FluxConfig) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, names: [&str; 3], qkv: [&str; 5], config: &FluxConfig) -> Result<Self, LoadError> {
         let d = config.d_model();
-        let [norm, q, k, v, norm_q, norm_k, out, ff] = names;
+        let [norm, out, ff] = names;
         let attn = loader.pp("attn");
         Ok(Self {
             norm: Linear::load(&loader.pp(norm).pp("linear"), d, 6 * d)?,
-            attn: QkvWeights::load(&attn, [q, k, v, norm_q, norm_k], config)?,
+            attn: QkvWeights::load(&attn, qkv, [d, d], config.heads())?,
             to_out: Linear::load(&attn.pp(out), d, d)?,
-            ff_in: Linear::load(&loader.pp(ff).pp("net.0.proj"), d, 4 * d)?,
-            ff_out: Linear::load(&loader.pp(ff).pp("net.2"), 4 * d, d)?,
+            ff: FeedForward::load(&loader.pp(ff), d, 4 * d)?,
         })
     }
 
     /// - `m`: shift, scale, gate of the attention, then of the feed-forward
-    fn qkv(&self, x: &Tensor<3>, m: &[Tensor<2>; 6], rope: &RopeTable) -> Qkv {
+    fn qkv(&self, x: &Tensor<3>, m: &[Tensor<2>; 6], rope: Option<&RopeTable>) -> Qkv {
         self.attn.forward(modulated_norm(x.clone(), m[0].clone(), m[1].clone(), EPS), rope)
     }
 
     fn after(&self, x: Tensor<3>, attn: Tensor<4>, m: &[Tensor<2>; 6]) -> Tensor<3> {
-        let x = gated_residual(x, m[2].clone(), self.to_out.forward(merge_heads(attn)));
-        let y = modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS);
-        let y = self.ff_out.forward(self.ff_in.forward_act(y, Activation::GeluTanh));
+        let x = gated_residual(x, m[2].clone(), project_heads(&self.to_out, attn));
+        let y = self.ff.forward(modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS));
         gated_residual(x, m[5].clone(), y)
-    }
-}
-
-/// Projections to queries, keys and values, with a norm per head of the first two.
-#[derive(Debug)]
-struct QkvWeights {
-    n_heads: usize,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    norm_q: Tensor<1>,
-    norm_k: Tensor<1>,
-}
-
-impl QkvWeights {
-    fn load(attn: &Loader<'_>, names: [&str; 5], config: &FluxConfig) -> Result<Self, LoadError> {
-        let (d, head_dim) = (config.d_model(), config.attention_head_dim);
-        let [q, k, v, norm_q, norm_k] = names;
-        Ok(Self {
-            n_heads: config.num_attention_heads,
-            q: Linear::load(&attn.pp(q), d, d)?,
-            k: Linear::load(&attn.pp(k), d, d)?,
-            v: Linear::load(&attn.pp(v), d, d)?,
-            norm_q: attn.pp(norm_q).tensor("weight", [head_dim])?,
-            norm_k: attn.pp(norm_k).tensor("weight", [head_dim])?,
-        })
-    }
-
-    /// - `x`: `[batch, tokens, d_model]`, normalised
-    fn forward(&self, x: Tensor<3>, rope: &RopeTable) -> Qkv {
-        let heads = |proj: &Linear| split_heads(proj.forward(x.clone()), self.n_heads);
-        Qkv {
-            q: norm_rope(heads(&self.q), &self.norm_q, EPS, rope),
-            k: norm_rope(heads(&self.k), &self.norm_k, EPS, rope),
-            v: heads(&self.v),
-        }
     }
 }
 
@@ -357,10 +272,9 @@ struct SingleBlock {
 impl SingleBlock {
     fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
         let d = config.d_model();
-        let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
             norm: Linear::load(&loader.pp("norm.linear"), d, 3 * d)?,
-            attn: QkvWeights::load(&loader.pp("attn"), names, config)?,
+            attn: QkvWeights::load(&loader.pp("attn"), OWN, [d, d], config.heads())?,
             proj_mlp: Linear::load(&loader.pp("proj_mlp"), d, 4 * d)?,
             proj_out: Linear::load(&loader.pp("proj_out"), 5 * d, d)?,
         })
@@ -373,12 +287,12 @@ impl SingleBlock {
         // one sequence: the weights are the same for both streams and are read once
         let x = Tensor::cat(vec![x.txt, x.img], 1);
         let y = modulated_norm(x.clone(), shift, scale, EPS);
-        let qkv = self.attn.forward(y.clone(), &cond.places.txt.then(&cond.places.img));
+        let qkv = self.attn.forward(y.clone(), cond.places.joint.as_ref());
         let (txt, img) = ctx.attn.joint(site, tokens(&qkv, 0..n_txt), tokens(&qkv, n_txt..n))?;
         let attn = merge_heads(ops::cat_tokens(vec![txt, img]));
         let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
         let x = gated_residual(x, gate, linear_cat(vec![attn, mlp], &self.proj_out));
-        Ok(Streams { txt: x.clone().slice([0..b, 0..n_txt, 0..d]), img: x.slice([0..b, n_txt..n, 0..d]) })
+        Ok(Streams::new(x.clone().slice([0..b, 0..n_txt, 0..d]), x.slice([0..b, n_txt..n, 0..d])))
     }
 }
 

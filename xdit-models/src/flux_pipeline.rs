@@ -2,20 +2,17 @@
 //!
 //! Mirrors `src/diffusers/pipelines/flux/pipeline_flux.py`.
 
-use burn::tensor::Tensor;
 use xdit_core::dit::{Dit, TextEmbeddings};
-use xdit_core::observer::{Observer, Phase};
-use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig, Sampler, calculate_shift};
+use xdit_core::observer::Observer;
+use xdit_core::sampler::{Flow, Sampler};
 
 use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::clip::{ClipText, ClipTextConfig};
-use crate::components::Components;
+use crate::components::{Components, each};
 use crate::flux::{Flux, FluxConfig};
 use crate::latents::Geometry;
 use crate::pipeline::{Defaults, PipelineError};
-use crate::registry::Architecture;
-use crate::t5::{T5Config, T5Encoder};
-use crate::tokenizer::Tokenizer;
+use crate::registry::{Architecture, Guidance};
 
 /// FLUX.1 dev and schnell.
 pub struct FluxPipeline;
@@ -41,7 +38,11 @@ impl Architecture for FluxPipeline {
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
         let vae: AutoencoderKlConfig = components.config("vae")?;
-        Ok(Geometry { vae_scale: vae.scale(), patch: 2, channels: vae.latent_channels })
+        Ok(Geometry { vae_scale: vae.scale(), patch: 2, channels: vae.latent_channels, max_tokens: None, packed: true })
+    }
+
+    fn guidance(&self) -> Guidance {
+        Guidance::Told
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
@@ -66,21 +67,16 @@ impl Architecture for FluxPipeline {
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
         let config: ClipTextConfig = components.config("text_encoder")?;
-        let clip_ids = tokens(components, "tokenizer", texts, config.max_position_embeddings, observer)?;
-        let t5_ids = tokens(components, "tokenizer_2", texts, max_sequence_length, observer)?;
+        let clip_ids = components.tokens("tokenizer", texts, config.max_position_embeddings, observer)?;
+        let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, observer)?;
 
         let clip = components.load("text_encoder", ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
-        let pooled = each(&clip_ids, "text_encoder", observer, |ids| clip.forward(ids).pooled)?;
+        let pooled = each(&clip_ids, "text_encoder", observer, |text| clip.forward(&[text.ids.clone()]).pooled)?;
         drop(clip);
-
-        let config: T5Config = components.config("text_encoder_2")?;
-        let t5 = components.load("text_encoder_2", T5Encoder::UNUSED, observer, |l| T5Encoder::load(l, &config))?;
-        let txt = each(&t5_ids, "text_encoder_2", observer, |ids| t5.forward(ids, None))?;
-        Ok(txt
-            .into_iter()
-            .zip(pooled)
-            .map(|(txt, pooled): (Tensor<3>, Tensor<2>)| TextEmbeddings { txt, pooled })
-            .collect())
+        // the padding is looked at too
+        let txt = components.encode_t5("text_encoder_2", &t5_ids, false, observer)?;
+        let joined = txt.into_iter().zip(pooled);
+        Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
     }
 
     fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
@@ -94,50 +90,9 @@ impl Architecture for FluxPipeline {
         n_steps: usize,
         n_tokens: usize,
     ) -> Result<Box<dyn Sampler>, PipelineError> {
-        let config: FlowMatchEulerConfig = components.folder.config("scheduler", "scheduler_config.json")?;
         // the pipeline's own sigmas: evenly from 1 to 1/n
         let n = n_steps as f64;
-        let sigmas: Vec<f64> = (0..n_steps).map(|i| 1.0 + i as f64 * (1.0 / n - 1.0) / (n - 1.0).max(1.0)).collect();
-        let mu = calculate_shift(n_tokens, &config);
-        Ok(Box::new(FlowMatchEuler::new(&config, n_steps, Some(&sigmas), Some(mu))?))
+        let sigmas = (0..n_steps).map(|i| 1.0 + i as f64 * (1.0 / n - 1.0) / (n - 1.0).max(1.0)).collect();
+        components.sampler(n_steps, Flow { sigmas: Some(sigmas), n_tokens })
     }
-}
-
-/// Token ids of each text, with a warning where one is longer than the limit.
-fn tokens(
-    components: &Components,
-    component: &str,
-    texts: &[&str],
-    limit: usize,
-    observer: &mut dyn Observer,
-) -> Result<Vec<Vec<u32>>, PipelineError> {
-    let tokenizer = Tokenizer::open(&components.folder, component)?;
-    let mut ids = Vec::with_capacity(texts.len());
-    for text in texts {
-        let encoded = tokenizer.encode(text, limit)?;
-        if let Some(cut) = encoded.cut {
-            observer.warn(&format!("{component} takes {limit} tokens; this part of the prompt was cut off: {cut:?}"));
-        }
-        ids.push(encoded.ids);
-    }
-    Ok(ids)
-}
-
-/// Runs an encoder on one text after the other.
-fn each<T>(
-    ids: &[Vec<u32>],
-    what: &str,
-    observer: &mut dyn Observer,
-    encode: impl Fn(&[Vec<u32>]) -> T,
-) -> Result<Vec<T>, PipelineError> {
-    observer.begin(Phase::Encode, what, ids.len() as u64);
-    let mut out = Vec::with_capacity(ids.len());
-    for (i, ids) in ids.iter().enumerate() {
-        out.push(encode(std::slice::from_ref(ids)));
-        if observer.advance(Phase::Encode, i as u64 + 1).is_break() {
-            return Err(PipelineError::Cancelled(Phase::Encode));
-        }
-    }
-    observer.end(Phase::Encode);
-    Ok(out)
 }

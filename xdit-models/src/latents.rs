@@ -1,6 +1,7 @@
 //! Between a picture's size, the VAE's latents and the DiT's tokens.
 
 use burn::tensor::Tensor;
+use xdit_core::dit::TokenGrid;
 
 /// How pictures, latents and tokens relate in a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +12,10 @@ pub struct Geometry {
     pub patch: usize,
     /// Channels of the VAE's latents.
     pub channels: usize,
+    /// Most tokens along a side, where the model has a limit.
+    pub max_tokens: Option<usize>,
+    /// Whether diffusers hands latents out as tokens, and not as a picture.
+    pub packed: bool,
 }
 
 impl Geometry {
@@ -24,10 +29,9 @@ impl Geometry {
         [1, self.channels, height / self.vae_scale, width / self.vae_scale]
     }
 
-    /// Row and column of each image token, row by row.
-    pub fn positions(&self, height: usize, width: usize) -> Vec<[usize; 2]> {
-        let (rows, cols) = (height / self.pixels_per_token(), width / self.pixels_per_token());
-        (0..rows * cols).map(|i| [i / cols, i % cols]).collect()
+    /// A picture of this size in tokens.
+    pub fn grid(&self, height: usize, width: usize) -> TokenGrid {
+        TokenGrid { rows: height / self.pixels_per_token(), cols: width / self.pixels_per_token() }
     }
 
     /// `[batch, channels, height, width]` latents to `[batch, tokens, channels * patch^2]`, channel by channel as
@@ -58,7 +62,7 @@ mod tests {
 
     #[test]
     fn unpack_undoes_pack() {
-        let geometry = Geometry { vae_scale: 8, patch: 2, channels: 3 };
+        let geometry = Geometry { vae_scale: 8, patch: 2, channels: 3, max_tokens: None, packed: true };
         let x = Tensor::<1, Int>::arange(0..3 * 4 * 6, &Device::flex()).float().reshape([1, 3, 4, 6]);
         let packed = geometry.pack(x.clone());
         assert_eq!(packed.dims(), [1, 6, 12]);
@@ -66,6 +70,6 @@ mod tests {
         let token = packed.clone().slice([0..1, 1..2, 0..4]).into_data().try_to_vec::<f32>().expect("f32");
         assert_eq!(token, [2.0, 3.0, 8.0, 9.0]);
         geometry.unpack(packed, 32, 48).into_data().assert_eq(&x.into_data(), true);
-        assert_eq!(geometry.positions(32, 48)[4], [1, 1]);
+        assert_eq!(geometry.grid(32, 48).positions().nth(4), Some([1, 1]));
     }
 }

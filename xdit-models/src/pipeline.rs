@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use serde::Deserialize;
 use xdit_attn::Local;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::dit::{Dit, TextEmbeddings};
@@ -14,13 +13,16 @@ use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::SamplerError;
 
 use crate::autoencoder_kl::AutoencoderKl;
+use crate::binning::{self, Binning};
 use crate::components::Components;
 use crate::error::ModelError;
 use crate::hub::HubError;
 use crate::latents::Geometry;
-use crate::registry::{self, Architecture};
+use crate::registry::{self, Architecture, Guidance};
 use crate::tokenizer::TokenizerError;
 use crate::{builtin, hub};
+
+pub use crate::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
 
 /// Where a pipeline comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,212 +133,22 @@ pub enum PipelineError {
     },
 }
 
-/// What is wrong with a request.
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum RequestError {
-    /// Nothing to draw.
-    #[error("prompt {index} is empty")]
-    EmptyPrompt {
-        /// Which, from 1.
-        index: usize,
-    },
-    /// No prompt at all.
-    #[error("no prompt given")]
-    NoPrompt,
-    /// The size does not fit the model's grid.
-    #[error("{axis} {size} is not a multiple of {multiple}; the nearest that fit are {below} and {above}")]
-    Size {
-        /// `height` or `width`
-        axis: &'static str,
-        /// What was asked for, in pixels.
-        size: usize,
-        /// What it must be a multiple of.
-        multiple: usize,
-        /// The nearest that fits, not above.
-        below: usize,
-        /// The nearest that fits above.
-        above: usize,
-    },
-    /// The size is nothing, or beyond what any model draws.
-    #[error("{axis} {size} is not within {min} to {max} pixels")]
-    SizeRange {
-        /// `height` or `width`
-        axis: &'static str,
-        /// What was asked for, in pixels.
-        size: usize,
-        /// Smallest.
-        min: usize,
-        /// Largest.
-        max: usize,
-    },
-    /// A number outside its range.
-    #[error("{name} {value} is not within {min} to {max}")]
-    Range {
-        /// The parameter.
-        name: &'static str,
-        /// What was asked for.
-        value: f64,
-        /// Smallest.
-        min: f64,
-        /// Largest.
-        max: f64,
-    },
-    /// Neither one negative prompt for all prompts nor one for each.
-    #[error("{negative} negative prompts for {prompts} prompts; give one for all or one for each")]
-    NegativeCount {
-        /// Negative prompts.
-        negative: usize,
-        /// Prompts.
-        prompts: usize,
-    },
+/// A request's guidance, as the engine takes it.
+struct Applied {
+    /// What a distilled model is told.
+    told: Option<f32>,
+    /// Of classifier-free guidance.
+    scale: f32,
+    /// Whether there is any.
+    guided: bool,
 }
-
-/// What to draw. `None` means the model's default.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// One or more captions.
-    pub prompts: Vec<String>,
-    /// None, one for all prompts, or one for each.
-    pub negative_prompts: Vec<String>,
-    /// Pixels.
-    pub height: Option<usize>,
-    /// Pixels.
-    pub width: Option<usize>,
-    /// Denoising steps.
-    pub num_inference_steps: Option<usize>,
-    /// For guidance-distilled models: the guidance they are told.
-    pub guidance_scale: Option<f32>,
-    /// Classifier-free guidance with the negative prompt, where above 1.
-    pub true_cfg_scale: Option<f32>,
-    /// Tokens of the T5 encoder.
-    pub max_sequence_length: Option<usize>,
-    /// Of the first picture of each prompt; picture `k` has `seed + k`.
-    pub seed: u64,
-    /// Pictures per prompt.
-    pub num_images: usize,
-    /// Latents instead of pictures.
-    pub output: OutputType,
-}
-
-impl Request {
-    /// One picture of `prompt` with the model's defaults and seed 42.
-    pub fn new(prompt: &str) -> Self {
-        Self {
-            prompts: vec![prompt.into()],
-            negative_prompts: Vec::new(),
-            height: None,
-            width: None,
-            num_inference_steps: None,
-            guidance_scale: None,
-            true_cfg_scale: None,
-            max_sequence_length: None,
-            seed: 42,
-            num_images: 1,
-            output: OutputType::Picture,
-        }
-    }
-}
-
-/// What [`Pipeline::generate`] returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OutputType {
-    /// Decoded pictures.
-    #[default]
-    Picture,
-    /// Latents as diffusers' `output_type="latent"` returns them.
-    Latent,
-}
-
-/// One result.
-#[derive(Debug, Clone)]
-pub struct Output {
-    /// Index of the prompt.
-    pub prompt: usize,
-    /// Index of the picture among its prompt's.
-    pub image: usize,
-    /// The seed that draws it again.
-    pub seed: u64,
-    /// What was drawn.
-    pub content: Content,
-}
-
-/// A picture or its latents.
-#[derive(Debug, Clone)]
-pub enum Content {
-    /// Rows from the top, three bytes a pixel.
-    Picture {
-        /// Pixels.
-        width: usize,
-        /// Pixels.
-        height: usize,
-        /// `3 * width * height` bytes
-        rgb: Vec<u8>,
-    },
-    /// f32 latents.
-    Latent {
-        /// `[1, img_tokens, channels]`
-        dims: [usize; 3],
-        /// Row-major.
-        values: Vec<f32>,
-    },
-}
-
-/// A request with every default filled in.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// Pixels.
-    pub height: usize,
-    /// Pixels.
-    pub width: usize,
-    /// Denoising steps.
-    pub num_inference_steps: usize,
-    /// The guidance that a distilled model is told; of no effect on others.
-    pub guidance_scale: f32,
-    /// 1 where there is no negative prompt to guide away from.
-    pub true_cfg_scale: f32,
-    /// Tokens of the T5 encoder.
-    pub max_sequence_length: usize,
-}
-
-/// Recommended settings. A folder may bring its own in `xdit.json`; what is absent there is the architecture's.
-#[derive(Debug, Clone, Copy, Deserialize, Default)]
-pub struct Defaults {
-    /// Pixels.
-    pub height: Option<usize>,
-    /// Pixels.
-    pub width: Option<usize>,
-    /// Denoising steps.
-    pub num_inference_steps: Option<usize>,
-    /// Guidance of distilled models.
-    pub guidance_scale: Option<f32>,
-    /// Classifier-free guidance.
-    pub true_cfg_scale: Option<f32>,
-    /// Tokens of the T5 encoder.
-    pub max_sequence_length: Option<usize>,
-}
-
-impl Defaults {
-    /// `self`, and `other` where `self` says nothing.
-    pub fn or(self, other: Self) -> Self {
-        Self {
-            height: self.height.or(other.height),
-            width: self.width.or(other.width),
-            num_inference_steps: self.num_inference_steps.or(other.num_inference_steps),
-            guidance_scale: self.guidance_scale.or(other.guidance_scale),
-            true_cfg_scale: self.true_cfg_scale.or(other.true_cfg_scale),
-            max_sequence_length: self.max_sequence_length.or(other.max_sequence_length),
-        }
-    }
-}
-
-/// Largest side of a picture.
-const MAX_SIDE: usize = 16_384;
 
 /// An opened pipeline.
 pub struct Pipeline {
     components: Components,
     architecture: &'static dyn Architecture,
     geometry: Geometry,
+    binning: Option<Binning>,
     defaults: Defaults,
     // read by the first request and kept for the next
     dit: Option<Box<dyn Dit>>,
@@ -370,8 +182,9 @@ impl Pipeline {
         let components = Components::new(folder, options);
         architecture.check(&components)?;
         let geometry = architecture.geometry(&components)?;
+        let binning = architecture.binning(&components)?;
         let defaults = own.or(architecture.defaults(&components)?);
-        Ok(Self { components, architecture, geometry, defaults, dit: None, vae: None })
+        Ok(Self { components, architecture, geometry, binning, defaults, dit: None, vae: None })
     }
 
     /// The folder behind it.
@@ -384,45 +197,7 @@ impl Pipeline {
     /// # Errors
     /// A setting that this model cannot serve.
     pub fn settings(&self, request: &Request) -> Result<Settings, RequestError> {
-        let d = &self.defaults;
-        let settings = Settings {
-            height: request.height.or(d.height).unwrap_or(1024),
-            width: request.width.or(d.width).unwrap_or(1024),
-            num_inference_steps: request.num_inference_steps.or(d.num_inference_steps).unwrap_or(28),
-            guidance_scale: request.guidance_scale.or(d.guidance_scale).unwrap_or(3.5),
-            true_cfg_scale: request.true_cfg_scale.or(d.true_cfg_scale).unwrap_or(1.0),
-            max_sequence_length: request.max_sequence_length.or(d.max_sequence_length).unwrap_or(512),
-        };
-        let multiple = self.geometry.pixels_per_token();
-        for (axis, size) in [("height", settings.height), ("width", settings.width)] {
-            if !(multiple..=MAX_SIDE).contains(&size) {
-                return Err(RequestError::SizeRange { axis, size, min: multiple, max: MAX_SIDE });
-            }
-            if !size.is_multiple_of(multiple) {
-                let below = size / multiple * multiple;
-                return Err(RequestError::Size { axis, size, multiple, below, above: below + multiple });
-            }
-        }
-        let range = |name, value: f64, min: f64, max: f64| match (min..=max).contains(&value) {
-            true => Ok(()),
-            false => Err(RequestError::Range { name, value, min, max }),
-        };
-        range("num-inference-steps", settings.num_inference_steps as f64, 1.0, 1000.0)?;
-        range("max-sequence-length", settings.max_sequence_length as f64, 1.0, 512.0)?;
-        range("guidance-scale", settings.guidance_scale.into(), 0.0, 1000.0)?;
-        range("true-cfg-scale", settings.true_cfg_scale.into(), 0.0, 1000.0)?;
-        range("num-images", request.num_images as f64, 1.0, 100_000.0)?;
-        if request.prompts.is_empty() {
-            return Err(RequestError::NoPrompt);
-        }
-        if let Some(i) = request.prompts.iter().position(|p| p.trim().is_empty()) {
-            return Err(RequestError::EmptyPrompt { index: i + 1 });
-        }
-        let (negative, prompts) = (request.negative_prompts.len(), request.prompts.len());
-        if negative > 1 && negative != prompts {
-            return Err(RequestError::NegativeCount { negative, prompts });
-        }
-        Ok(settings)
+        request.settings(&self.defaults, &self.geometry, self.binning.as_ref())
     }
 
     /// Draws all pictures of a request, prompt by prompt.
@@ -431,22 +206,30 @@ impl Pipeline {
     /// A request that cannot be served, weights that cannot be read, a cancelled or failed denoising loop.
     pub fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Vec<Output>, PipelineError> {
         let settings = self.settings(request)?;
-        let guided = !request.negative_prompts.is_empty() && settings.true_cfg_scale > 1.0;
-        if !request.negative_prompts.is_empty() && !guided {
+        let guidance = self.guidance(request, &settings, observer);
+        let [height, width] = settings.drawn;
+        if [height, width] != [settings.height, settings.width]
+            || request.height.is_some_and(|h| h != settings.height)
+            || request.width.is_some_and(|w| w != settings.width)
+        {
             observer.warn(&format!(
-                "the negative prompt has no effect with true-cfg-scale {}; give one above 1",
-                settings.true_cfg_scale
+                "drawn at {height}x{width} (height x width), the nearest size that the model was trained on; \
+                 --no-resolution-binning draws at the size asked for"
             ));
         }
         // before any weight is read: a scheduler that is not supported shows here
-        let positions = self.geometry.positions(settings.height, settings.width);
-        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, positions.len())?;
-        let (prompts, negative) = self.encode(request, &settings, guided, observer)?;
+        let grid = self.geometry.grid(height, width);
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
+        let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
 
         if self.dit.is_none() {
             self.dit = Some(self.architecture.dit(&self.components, observer)?);
         }
         let dit = self.dit.as_deref().expect("read above");
+        let n_blocks = dit.spec().n_blocks;
+        if let Some(block) = request.skip_layers.iter().flat_map(|s| &s.blocks).copied().find(|b| *b >= n_blocks) {
+            return Err(RequestError::SkipLayer { block, n_blocks }.into());
+        }
 
         let mut outputs = Vec::new();
         for (prompt, text) in prompts.iter().enumerate() {
@@ -454,12 +237,21 @@ impl Pipeline {
             let negative = negative.get(prompt).or(negative.last());
             for image in 0..request.num_images {
                 let seed = request.seed.wrapping_add(image as u64);
+                let mut generator = TorchGenerator::seeded(seed);
+                let noise = self.noise(&mut generator, &settings);
                 let request_one = Denoise {
-                    noise: self.noise(seed, &settings),
-                    positions: &positions,
+                    noise,
+                    more_noise: &mut || self.noise(&mut generator, &settings),
+                    grid,
+                    size: settings.drawn,
                     text,
-                    guidance: Some(settings.guidance_scale),
-                    cfg: negative.map(|negative| Cfg { negative, scale: settings.true_cfg_scale }),
+                    guidance: guidance.told,
+                    cfg: negative.map(|negative| Cfg {
+                        negative,
+                        scale: guidance.scale,
+                        rescale: settings.guidance_rescale,
+                        skip_layers: request.skip_layers.as_ref(),
+                    }),
                 };
                 let latents = engine::denoise(dit, &mut Local, sampler.as_ref(), request_one, observer)?;
                 outputs.push((prompt, image, seed, latents));
@@ -470,11 +262,38 @@ impl Pipeline {
         for (prompt, image, seed, latents) in outputs {
             let content = match request.output {
                 OutputType::Picture => self.decode(latents, &settings, observer)?,
-                OutputType::Latent => Content::Latent { dims: latents.dims(), values: read(latents, "the latents")? },
+                OutputType::Latent if self.geometry.packed => {
+                    Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? }
+                }
+                OutputType::Latent => {
+                    let latents = self.geometry.unpack(latents, height, width);
+                    Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? }
+                }
             };
             results.push(Output { prompt, image, seed, content });
         }
         Ok(results)
+    }
+
+    /// What the request's scales mean to this model.
+    fn guidance(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) -> Applied {
+        let given = !request.negative_prompts.is_empty();
+        let (told, name, scale, guided) = match self.architecture.guidance() {
+            Guidance::Told => {
+                let scale = settings.true_cfg_scale;
+                (Some(settings.guidance_scale), "true-cfg-scale", scale, given && scale > 1.0)
+            }
+            Guidance::ClassifierFree => {
+                if request.true_cfg_scale.is_some() {
+                    observer.warn("true-cfg-scale has no effect on this model, whose guidance is guidance-scale");
+                }
+                (None, "guidance-scale", settings.guidance_scale, settings.guidance_scale > 1.0)
+            }
+        };
+        if given && !guided {
+            observer.warn(&format!("the negative prompt has no effect with {name} {scale}; give one above 1"));
+        }
+        Applied { told, scale, guided }
     }
 
     /// Every prompt once; the encoders are gone when this returns.
@@ -482,11 +301,13 @@ impl Pipeline {
         &self,
         request: &Request,
         settings: &Settings,
-        guided: bool,
+        guidance: &Applied,
         observer: &mut dyn Observer,
     ) -> Result<(Vec<TextEmbeddings>, Vec<TextEmbeddings>), PipelineError> {
         let mut texts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
-        if guided {
+        if guidance.guided && request.negative_prompts.is_empty() {
+            texts.push("");
+        } else if guidance.guided {
             texts.extend(request.negative_prompts.iter().map(String::as_str));
         }
         let mut all = self.architecture.encode(&self.components, &texts, settings.max_sequence_length, observer)?;
@@ -494,10 +315,10 @@ impl Pipeline {
         Ok((all, negative))
     }
 
-    /// The starting latents: drawn on the host from the seed alone, in the shape that diffusers draws them.
-    fn noise(&self, seed: u64, settings: &Settings) -> Tensor<3> {
-        let dims = self.geometry.latent_dims(settings.height, settings.width);
-        let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
+    /// Unit normal noise: drawn on the host from the seed alone, in the shape that diffusers draws it.
+    fn noise(&self, generator: &mut TorchGenerator, settings: &Settings) -> Tensor<3> {
+        let dims = self.geometry.latent_dims(settings.drawn[0], settings.drawn[1]);
+        let values = generator.randn(dims.iter().product());
         self.geometry.pack(Tensor::from_data(TensorData::new(values, dims), &self.components.options.device))
     }
 
@@ -511,14 +332,16 @@ impl Pipeline {
             self.vae = Some(self.components.vae(observer)?);
         }
         let vae = self.vae.as_ref().expect("read above");
-        let (height, width) = (settings.height, settings.width);
-        let latents = self.geometry.unpack(latents, height, width);
+        let [drawn_height, drawn_width] = settings.drawn;
+        let latents = self.geometry.unpack(latents, drawn_height, drawn_width);
         let picture = vae.decode_observed(latents, observer).map_err(|_| PipelineError::Cancelled(Phase::Decode))?;
         let values = read(picture.permute([0, 2, 3, 1]), "the picture")?;
         let n_bad = values.iter().filter(|x| !x.is_finite()).count();
         if n_bad > 0 {
             return Err(PipelineError::NotFinite { n_bad, n: values.len() });
         }
+        let (height, width) = (settings.height, settings.width);
+        let values = binning::resize_and_crop(values, settings.drawn, [height, width]);
         // as diffusers: to [0, 1], clamped, rounded half to even
         let rgb = values.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
         Ok(Content::Picture { width, height, rgb })

@@ -2,19 +2,34 @@
 
 use xdit_core::dit::{Dit, TextEmbeddings};
 use xdit_core::observer::Observer;
-use xdit_core::sampler::Sampler;
+use xdit_core::sampler::{Flow, Sampler};
 
+use crate::binning::Binning;
 use crate::components::Components;
 use crate::flux_pipeline::FluxPipeline;
+use crate::hunyuan_dit_pipeline::HunyuanDitPipeline;
 use crate::latents::Geometry;
 use crate::pipeline::{Defaults, PipelineError};
+use crate::pixart_pipeline::{PIXART_ALPHA, PIXART_SIGMA};
+use crate::sd3_pipeline::Sd3Pipeline;
 
 /// All of them.
-pub const ARCHITECTURES: &[&dyn Architecture] = &[&FluxPipeline];
+pub const ARCHITECTURES: &[&dyn Architecture] =
+    &[&FluxPipeline, &Sd3Pipeline, &PIXART_ALPHA, &PIXART_SIGMA, &HunyuanDitPipeline];
 
 /// The pipeline of this class, if it is built.
 pub fn find(class_name: &str) -> Option<&'static dyn Architecture> {
     ARCHITECTURES.iter().copied().find(|a| a.class_name() == class_name)
+}
+
+/// What `guidance_scale` means to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guidance {
+    /// The model was distilled to be told it. Classifier-free guidance has a scale of its own, `true_cfg_scale`, and
+    /// takes place where there is a negative prompt.
+    Told,
+    /// Classifier-free guidance, away from the negative prompt or from an empty one.
+    ClassifierFree,
 }
 
 /// What differs between pipelines: which encoders, which latents, which conditioning, which sampler.
@@ -37,6 +52,19 @@ pub trait Architecture: Sync {
     /// # Errors
     /// A configuration that cannot be read.
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError>;
+
+    /// The sizes that the model was trained on, where it draws at those alone.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn binning(&self, _components: &Components) -> Result<Option<Binning>, PipelineError> {
+        Ok(None)
+    }
+
+    /// What `guidance_scale` means.
+    fn guidance(&self) -> Guidance {
+        Guidance::ClassifierFree
+    }
 
     /// Settings where neither the request nor the folder's `xdit.json` says otherwise.
     ///
@@ -62,7 +90,7 @@ pub trait Architecture: Sync {
     /// Files that cannot be read; a cancelled request.
     fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError>;
 
-    /// The sampler for this many steps and image tokens.
+    /// The sampler for this many steps and image tokens: the one that `scheduler_config.json` names.
     ///
     /// # Errors
     /// A scheduler configuration that is not supported.
@@ -71,5 +99,7 @@ pub trait Architecture: Sync {
         components: &Components,
         n_steps: usize,
         n_tokens: usize,
-    ) -> Result<Box<dyn Sampler>, PipelineError>;
+    ) -> Result<Box<dyn Sampler>, PipelineError> {
+        components.sampler(n_steps, Flow { sigmas: None, n_tokens })
+    }
 }

@@ -246,8 +246,8 @@ fn bucket(distance: i64, n_buckets: usize, far: usize) -> usize {
     first + (exact + log as usize).min(n - 1)
 }
 
-/// `[batch, 1, 1, tokens]`: `-inf` at tokens that may not be looked at.
-fn hide(mask: &[Vec<bool>], like: &Tensor<2>) -> Tensor<4> {
+/// `[batch, 1, 1, tokens]`, on the device of `like`: `-inf` at tokens that may not be looked at.
+pub(crate) fn hide<const D: usize>(mask: &[Vec<bool>], like: &Tensor<D>) -> Tensor<4> {
     let values: Vec<f32> = mask.iter().flatten().map(|seen| if *seen { 0.0 } else { f32::NEG_INFINITY }).collect();
     let dims = [mask.len(), 1, 1, mask[0].len()];
     Tensor::from_data(TensorData::new(values, dims), (&like.device(), DType::F32))

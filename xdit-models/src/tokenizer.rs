@@ -60,6 +60,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// For each id, whether it is a token of the prompt and not padding.
+    pub fn seen(&self) -> Vec<bool> {
+        (0..self.ids.len()).map(|i| i < self.n_tokens).collect()
+    }
+
     /// `attention_mask`: 1 for tokens of the prompt, 0 for padding.
     pub fn mask(&self) -> Vec<u32> {
         (0..self.ids.len()).map(|i| u32::from(i < self.n_tokens)).collect()

@@ -3,13 +3,14 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 use xdit_attn::Local;
 use xdit_core::checkpoint::Loader;
-use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings};
+use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_models::flux::{Flux, FluxConfig};
 use xdit_testing::golden::{self, Golden, assert_rel_l2};
 
 /// f32 sums in another order, through a handful of blocks.
 const TOLERANCE: f64 = 1e-5;
+const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
 
 #[track_caller]
 fn check(name: &str, guidance: Option<f32>) {
@@ -22,18 +23,19 @@ fn check(name: &str, guidance: Option<f32>) {
 
     let golden = Golden::open(name);
     let get = |key: &str| golden.tensor::<3>(&format!("transformer.{key}"));
-    let text =
-        TextEmbeddings { txt: get("encoder_hidden_states"), pooled: golden.tensor("transformer.pooled_projections") };
-    let positions: Vec<_> = (0..15).map(|i| [i / 3, i % 3]).collect();
-    let places = flux.place(&positions, 9);
+    let pooled = Some(golden.tensor("transformer.pooled_projections"));
+    let text = TextEmbeddings { txt: TextStates::all(get("encoder_hidden_states")), txt_2: None, pooled };
+    let places = flux.place(GRID, 9);
+    let joint = places.joint.clone().expect("a table");
     // upstream repeats each angle for both channels of a pair, and puts the text's positions first
-    for (i, table) in [places.txt.then(&places.img).cos, places.txt.then(&places.img).sin].into_iter().enumerate() {
+    for (i, table) in [joint.cos, joint.sin].into_iter().enumerate() {
         let want = golden.tensor::<2>(&format!("transformer.rope.{i}"));
         let [n, d] = want.dims();
         assert_rel_l2(table, want.reshape([n, d / 2, 2]).slice([0..n, 0..d / 2, 0..1]).squeeze_dim(2), 1e-7);
     }
 
-    let inputs = Inputs { latents: get("hidden_states"), places: &places, time: 0.7, text: &text, guidance };
+    let latents = get("hidden_states");
+    let inputs = Inputs { latents, places: &places, timestep: 700.0, text: &text, guidance, size: [80, 48] };
     let (mut x, cond) = flux.embed(inputs);
     assert_rel_l2(cond.temb.clone(), golden.tensor("transformer.temb"), TOLERANCE);
     assert_rel_l2(x.txt.clone(), get("txt"), TOLERANCE);
@@ -66,12 +68,12 @@ fn a_batch_is_its_pictures() {
     let golden = Golden::open("flux-dev");
     let get = |key: &str| golden.tensor::<3>(&format!("transformer.{key}"));
     let pooled = golden.tensor::<2>("transformer.pooled_projections");
-    let positions: Vec<_> = (0..15).map(|i| [i / 3, i % 3]).collect();
-    let places = flux.place(&positions, 9);
+    let places = flux.place(GRID, 9);
     let one = |x: Tensor<3>| x.narrow(0, 1, 1);
-    let text = TextEmbeddings { txt: one(get("encoder_hidden_states")), pooled: pooled.narrow(0, 1, 1) };
-    let inputs =
-        Inputs { latents: one(get("hidden_states")), places: &places, time: 0.7, text: &text, guidance: Some(3.5) };
-    let got = xdit_core::engine::forward(&flux, &mut Ctx { attn: &mut Local }, inputs).expect("one device");
+    let txt = TextStates::all(one(get("encoder_hidden_states")));
+    let text = TextEmbeddings { txt, txt_2: None, pooled: Some(pooled.narrow(0, 1, 1)) };
+    let latents = one(get("hidden_states"));
+    let inputs = Inputs { latents, places: &places, timestep: 700.0, text: &text, guidance: Some(3.5), size: [80, 48] };
+    let got = xdit_core::engine::forward(&flux, &mut Ctx { attn: &mut Local }, inputs, &[]).expect("one device");
     assert_rel_l2(got, one(get("out")), TOLERANCE);
 }

@@ -44,14 +44,15 @@ fn check(name: &str) {
             true_cfg_scale: case.true_cfg_scale,
             max_sequence_length: Some(case.max_sequence_length),
             seed: case.seed,
-            num_images: 1,
             output: OutputType::Latent,
+            ..Request::new("")
         };
         let mut draw = |request: &Request| {
             let outputs = pipeline.generate(request, &mut ()).unwrap_or_else(|e| panic!("{key}: {e}"));
             outputs.into_iter().next().expect("one result").content
         };
         let Content::Latent { dims, values } = draw(&request) else { panic!("{key}: not latents") };
+        let dims = <[usize; 3]>::try_from(dims).expect("tokens");
         let got = Tensor::<3>::from_data(TensorData::new(values, dims), &Device::flex());
         assert_rel_l2(got, golden.tensor(&format!("pipeline.{key}.latent")), LATENTS);
 

@@ -34,7 +34,7 @@ NONE = -1
 
 # Width of a shape's bounding box in pixels of a 256x256 picture, by size. The ranges leave gaps, so that "small" and
 # "large" can be told apart in a single picture, without the other shape to compare with.
-EXTENTS = np.array([[46, 58], [68, 86], [98, 116]], dtype=np.float32)
+EXTENTS = np.array([[52, 62], [74, 88], [100, 116]], dtype=np.float32)
 SIDE = 256
 MARGIN = 6
 GAP = 10

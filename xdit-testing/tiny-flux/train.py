@@ -46,8 +46,19 @@ class Preset:
 
 
 PRESETS = {
-    # The whole grammar, for a GPU.
-    "full": Preset(256, 77, 48, 128, 8, 24, (4, 10, 10), (16, 32, 64, 64), 256, world.WHOLE),
+    # One or two shapes, for a GPU.
+    "full": Preset(
+        256,
+        77,
+        48,
+        128,
+        8,
+        24,
+        (4, 10, 10),
+        (16, 32, 64, 64),
+        128,
+        world.part(["red", "yellow", "green", "blue", "purple", "white", "black"], ["circle", "square", "triangle"]),
+    ),
     # What two processor cores learn within the hour.
     "small": Preset(
         128,
@@ -400,14 +411,13 @@ def picture_error(decoded, pictures):
 def train_vae(vae, preset, rng, device, batch, deadline, decoder_only):
     """Learns to write pictures as 16 channels of an eighth of their side, and back.
 
-    First both halves together, on cut-outs. Then the decoder alone, on whole pictures: by then the latents hold what
-    matters, and with the encoder at rest the transformer may already learn to draw them.
+    First both halves together, on cut-outs. Then the decoder alone, in the end on whole pictures: by then the latents
+    hold what matters, and with the encoder at rest the transformer may already learn to draw them.
     """
-    vae.to(device).train()
+    vae.to(device, memory_format=torch.channels_last).train()
     parameters = list((vae.decoder if decoder_only else vae).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     average = [parameter.detach().clone() for parameter in parameters]
-    crop = preset.side if decoder_only else preset.crop
 
     def loss_of(pictures):
         # The encoder is not optimised in the second stage: no gradients, less work.
@@ -431,7 +441,8 @@ def train_vae(vae, preset, rng, device, batch, deadline, decoder_only):
             break
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.6 + 0.02)
-        pictures = world.render(rng, world.sample(rng, batch), device, preset.side)
+        crop = preset.side if decoder_only and done > 0.6 else preset.crop
+        pictures = world.render(rng, world.sample(rng, batch, preset.grammar), device, preset.side)
         top, left = rng.integers(0, (preset.side - crop) // 8 + 1, 2) * 8
         pictures = pictures[..., top : top + crop, left : left + crop].contiguous(memory_format=torch.channels_last)
         with autocast(device):
@@ -462,7 +473,7 @@ def encode(vae, preset, rng, scenes, device):
 @torch.no_grad()
 def scale_latents(vae, preset, rng, device, batch):
     """Sets the VAE's shift and scale so that latents are about unit normal."""
-    latents = torch.cat([encode(vae, preset, rng, world.sample(rng, batch), device) for _ in range(8)])
+    latents = torch.cat([encode(vae, preset, rng, world.sample(rng, batch, preset.grammar), device) for _ in range(8)])
     shift, scale = latents.mean().item(), 1 / latents.std().item()
     vae.register_to_config(shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
     spread = latents.std(dim=(0, 2, 3))
@@ -472,7 +483,7 @@ def scale_latents(vae, preset, rng, device, batch):
 @torch.no_grad()
 def report_vae(vae, preset, rng, device, batch):
     """Logs how exactly pictures come back from their latents."""
-    pictures = world.render(rng, world.sample(rng, batch), device, preset.side)
+    pictures = world.render(rng, world.sample(rng, batch, preset.grammar), device, preset.side)
     with autocast(device):
         back = vae.decoder(vae.encoder(pictures).chunk(2, dim=1)[0]).float().clamp(-1, 1)
     say("vae", psnr(((back - pictures) ** 2).mean().item()))

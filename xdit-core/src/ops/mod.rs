@@ -21,7 +21,7 @@ mod rope;
 pub use attention::{Attended, attention, cat_tokens, merge_heads, split_heads};
 pub use conv::{Conv2d, GroupNorm, pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Activation, Linear, geglu, linear_cat};
-pub use norm::{LayerNorm, gated_residual, layer_norm, modulated_norm, rms_norm};
+pub use norm::{HeadNorm, LayerNorm, gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::{RopeTable, norm_rope};
 
 use burn::tensor::{DType, Tensor};

@@ -25,12 +25,42 @@ impl LayerNorm {
         Ok(Self { weight: loader.tensor("weight", [d])?, bias: loader.tensor("bias", [d])?, eps })
     }
 
-    /// `[batch, tokens, d]`, normalised over `d`
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// `[.., d]`, normalised over `d`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if let Some(y) = cpu::layer_norm(&x, &self.weight, &self.bias, self.eps) {
+            return y;
+        }
         let dtype = x.dtype();
         let y = layer_norm(to_f32(x), self.eps);
         let y = y * to_f32(self.weight.clone()).unsqueeze() + to_f32(self.bias.clone()).unsqueeze();
         to_dtype(y, dtype)
+    }
+}
+
+/// What a model does to each head of its queries and keys.
+#[derive(Debug, Clone)]
+pub enum HeadNorm {
+    /// Nothing.
+    None,
+    /// [`rms_norm`] over the head's channels.
+    Rms {
+        /// `[head_dim]`
+        weight: Tensor<1>,
+        /// Added to the mean of squares.
+        eps: f64,
+    },
+    /// A layer norm over the head's channels.
+    Layer(LayerNorm),
+}
+
+impl HeadNorm {
+    /// - `x`: `[batch, heads, tokens, head_dim]`
+    pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::None => x,
+            Self::Rms { weight, eps } => rms_norm(x, weight, *eps),
+            Self::Layer(norm) => norm.forward(x),
+        }
     }
 }
 
@@ -87,6 +117,9 @@ mod tests {
         let want =
             layer_norm(x.clone(), 1e-6) * (scale.clone() + 1.0).unsqueeze_dim(1) + shift.clone().unsqueeze_dim(1);
         assert_close(modulated_norm(x.clone(), shift, scale.clone(), 1e-6), want, 1e-6);
+        let norm = LayerNorm { weight: random([50], 5, &dev), bias: random([50], 6, &dev), eps: 1e-6 };
+        let want = layer_norm(x.clone(), 1e-6) * norm.weight.clone().unsqueeze() + norm.bias.clone().unsqueeze();
+        assert_close(norm.forward(x.clone()), want, 1e-6);
         let want = x.clone() + scale.clone().unsqueeze_dim(1) * y.clone();
         assert_close(gated_residual(x, scale, y), want, 1e-6);
     }

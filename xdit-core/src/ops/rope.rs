@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{cpu, rms_norm, to_dtype, to_f32};
+use super::norm::HeadNorm;
+use super::{cpu, to_dtype, to_f32};
 
 /// Cosines and sines per token and pair of channels: channels `2i` and `2i + 1` of a head turn by the angle `i`.
 ///
@@ -51,18 +52,23 @@ impl RopeTable {
     }
 }
 
-/// RMS-normalises each head, then turns it: what a DiT does to queries and keys before attention.
+/// Normalises each head, then turns it: what a DiT does to queries and keys before attention.
 ///
 /// - `x`: `[batch, heads, tokens, head_dim]`
-/// - `weight`: `[head_dim]`
-pub fn norm_rope(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Tensor<4> {
-    cpu::norm_rope(&x, weight, eps, rope).unwrap_or_else(|| portable(x, weight, eps, rope))
+/// - `rope`: nothing is turned without it
+pub fn norm_rope(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Tensor<4> {
+    if rope.is_none() && matches!(norm, HeadNorm::None) {
+        return x;
+    }
+    cpu::norm_rope(&x, norm, rope).unwrap_or_else(|| portable(x, norm, rope))
 }
 
-fn portable(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Tensor<4> {
-    let [b, h, n, d] = x.dims();
+fn portable(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Tensor<4> {
     let dtype = x.dtype();
-    let x = rms_norm(to_f32(x), weight, eps).reshape([b, h, n, d / 2, 2]);
+    let x = norm.apply(to_f32(x));
+    let Some(rope) = rope else { return to_dtype(x, dtype) };
+    let [b, h, n, d] = x.dims();
+    let x = x.reshape([b, h, n, d / 2, 2]);
     let even = x.clone().slice([0..b, 0..h, 0..n, 0..d / 2, 0..1]);
     let odd = x.slice([0..b, 0..h, 0..n, 0..d / 2, 1..2]);
     let table = |t: &Tensor<2>| t.clone().reshape([1, 1, n, d / 2, 1]);
@@ -75,15 +81,31 @@ fn portable(x: Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Ten
 mod tests {
     use super::*;
     use crate::ops::cpu::test::{assert_close, random};
+    use crate::ops::{LayerNorm, layer_norm};
 
     #[test]
     fn cpu_kernel_matches_burn() {
         let dev = Device::flex();
         let positions: Vec<[f64; 3]> = (0..7).map(|i| [0.0, (i / 3) as f64, (i % 3) as f64]).collect();
         let rope = RopeTable::new(&positions, [4, 6, 6], 10_000.0, &dev);
-        let weight = random([16], 2, &dev);
+        let layer = LayerNorm { weight: random([16], 2, &dev), bias: random([16], 3, &dev), eps: 1e-6 };
         // heads as a view of token-major memory, as the models pass them
         let x = random([2, 7, 3, 16], 1, &dev).swap_dims(1, 2);
-        assert_close(norm_rope(x.clone(), &weight, 1e-6, &rope), portable(x, &weight, 1e-6, &rope), 1e-6);
+        let check = |norm: HeadNorm, rope: Option<&RopeTable>| {
+            // by other operations than `HeadNorm::apply` takes here
+            let by_hand = match &norm {
+                HeadNorm::Layer(norm) => {
+                    layer_norm(x.clone(), 1e-6) * norm.weight.clone().unsqueeze() + norm.bias.clone().unsqueeze()
+                }
+                norm => norm.apply(x.clone()),
+            };
+            let want = portable(by_hand, &HeadNorm::None, rope);
+            assert_close(norm_rope(x.clone(), &norm, rope), want, 1e-6);
+        };
+        check(HeadNorm::Rms { weight: random([16], 2, &dev), eps: 1e-6 }, Some(&rope));
+        check(HeadNorm::Rms { weight: random([16], 2, &dev), eps: 1e-6 }, None);
+        check(HeadNorm::Layer(layer.clone()), Some(&rope));
+        check(HeadNorm::Layer(layer), None);
+        check(HeadNorm::None, Some(&rope));
     }
 }

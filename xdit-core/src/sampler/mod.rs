@@ -50,6 +50,22 @@ pub struct History {
     pub predictions: Vec<Tensor<3>>,
 }
 
+/// What only flow matching takes from a pipeline.
+#[derive(Debug, Clone, Default)]
+pub struct Flow {
+    /// The pipeline's own noise levels, one per step.
+    pub sigmas: Option<Vec<f64>>,
+    /// Image tokens, for the dynamic shift.
+    pub n_tokens: usize,
+}
+
+/// TEMP
+pub fn from_config(config: &serde_json::Value, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, SamplerError> {
+    let config: FlowMatchEulerConfig = serde_json::from_value(config.clone()).map_err(|_| SamplerError::Conflict)?;
+    let mu = calculate_shift(flow.n_tokens, &config);
+    Ok(Box::new(FlowMatchEuler::new(&config, n_steps, flow.sigmas.as_deref(), Some(mu))?))
+}
+
 /// What is wrong with a scheduler's configuration or with the number of steps.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SamplerError {

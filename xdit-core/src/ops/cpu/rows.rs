@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::simd::{self, vectorised};
 use super::{Host, buffer, rows_per_task, tensor};
 use crate::ops::linear::Activation;
+use crate::ops::norm::HeadNorm;
 use crate::ops::rope::RopeTable;
 
 /// Calls `f(row index, row of the result)` for all rows of a new tensor, in parallel.
@@ -61,23 +62,34 @@ pub fn activation<const D: usize>(x: &Tensor<D>, act: Activation) -> Option<Tens
 /// See [`crate::ops::modulated_norm`].
 pub fn modulated_norm(x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Option<Tensor<3>> {
     let (host, shift, scale) = (Host::rows_of(x)?, Host::rows_of(shift)?, Host::rows_of(scale)?);
-    let [_, n, d] = x.dims();
-    let out = map_rows(
+    let n = x.dims()[1];
+    Some(tensor(norm_rows(&host, eps, 1.0, |i| (scale.row(i / n), shift.row(i / n))), x.dims(), host.dtype))
+}
+
+/// See [`crate::ops::LayerNorm`].
+pub fn layer_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
+    let (host, weight, bias) = (Host::rows_of(x)?, Host::rows_of(weight)?, Host::rows_of(bias)?);
+    Some(tensor(norm_rows(&host, eps, 0.0, |_| (weight.row(0), bias.row(0))), x.dims(), host.dtype))
+}
+
+/// `(x - mean) / sqrt(var + eps) (plus + scale) + shift` for each row, with the scale and shift of row `i`.
+fn norm_rows<'a>(host: &Host, eps: f64, plus: f32, of: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync) -> Vec<f32> {
+    let d = host.dims[host.dims.len() - 1];
+    map_rows(
         host.n_rows(),
         d,
         #[inline(always)]
         |i, out| {
             let row = host.row(i);
-            let (shift, scale) = (shift.row(i / n), scale.row(i / n));
+            let (scale, shift) = of(i);
             let mean = simd::sum(row, |x| x) / d as f32;
             let var = simd::sum(row, |x| (x - mean) * (x - mean)) / d as f32;
             let inverse = 1.0 / (var + eps as f32).sqrt();
             for (((y, x), scale), shift) in out.iter_mut().zip(row).zip(scale).zip(shift) {
-                *y = ((x - mean) * inverse).mul_add(1.0 + scale, *shift);
+                *y = ((x - mean) * inverse).mul_add(plus + scale, *shift);
             }
         },
-    );
-    Some(tensor(out, x.dims(), host.dtype))
+    )
 }
 
 /// See [`crate::ops::gated_residual`].
@@ -100,27 +112,50 @@ pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<
 
 /// See [`crate::ops::norm_rope`]. The result is a view of token-major memory, `[batch, tokens, heads, head_dim]`, the
 /// order in which a dense layer writes heads.
-pub fn norm_rope(x: &Tensor<4>, weight: &Tensor<1>, eps: f64, rope: &RopeTable) -> Option<Tensor<4>> {
+pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Option<Tensor<4>> {
     let by_token = x.clone().swap_dims(1, 2);
-    let (host, weight) = (Host::rows_of(&by_token)?, Host::rows_of(weight)?);
-    let (cos, sin) = (Host::rows_of(&rope.cos)?, Host::rows_of(&rope.sin)?);
+    let host = Host::rows_of(&by_token)?;
+    let rope = match rope {
+        Some(rope) => Some((Host::rows_of(&rope.cos)?, Host::rows_of(&rope.sin)?)),
+        None => None,
+    };
+    let (weight, bias) = match norm {
+        HeadNorm::None => (None, None),
+        HeadNorm::Rms { weight, .. } => (Some(Host::rows_of(weight)?), None),
+        HeadNorm::Layer(norm) => (Some(Host::rows_of(&norm.weight)?), Some(Host::rows_of(&norm.bias)?)),
+    };
     let [b, n, h, d] = by_token.dims();
-    let weight = weight.row(0);
+    let (ones, zeros) = (vec![1.0; d], vec![0.0; d]);
+    let weight = weight.as_ref().map_or(&ones[..], |w| w.row(0));
+    let bias = bias.as_ref().map_or(&zeros[..], |b| b.row(0));
     let out = map_rows(
         b * n,
         h * d,
         #[inline(always)]
         |token, out| {
-            let (cos, sin) = (cos.row(token % n), sin.row(token % n));
             for (head, out) in out.chunks_exact_mut(d).enumerate() {
                 let row = host.row(token * h + head);
-                let mean = simd::sum(row, |x| x * x) / d as f32;
-                let inverse = 1.0 / (mean + eps as f32).sqrt();
-                let pairs = out.chunks_exact_mut(2).zip(row.chunks_exact(2)).zip(weight.chunks_exact(2));
-                for (((out, x), w), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
-                    let (even, odd) = (x[0] * inverse * w[0], x[1] * inverse * w[1]);
-                    out[0] = even * cos - odd * sin;
-                    out[1] = odd * cos + even * sin;
+                let (mean, inverse) = match norm {
+                    HeadNorm::None => (0.0, 1.0),
+                    HeadNorm::Rms { eps, .. } => {
+                        (0.0, 1.0 / (simd::sum(row, |x| x * x) / d as f32 + *eps as f32).sqrt())
+                    }
+                    HeadNorm::Layer(norm) => {
+                        let mean = simd::sum(row, |x| x) / d as f32;
+                        let var = simd::sum(row, |x| (x - mean) * (x - mean)) / d as f32;
+                        (mean, 1.0 / (var + norm.eps as f32).sqrt())
+                    }
+                };
+                for (((y, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                    *y = (x - mean) * inverse * w + b;
+                }
+                if let Some((cos, sin)) = &rope {
+                    let (cos, sin) = (cos.row(token % n), sin.row(token % n));
+                    for (pair, (cos, sin)) in out.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
+                        let (even, odd) = (pair[0], pair[1]);
+                        pair[0] = even * cos - odd * sin;
+                        pair[1] = odd * cos + even * sin;
+                    }
                 }
             }
         },

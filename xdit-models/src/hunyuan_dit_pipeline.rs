@@ -1,0 +1,98 @@
+//! `HunyuanDiTPipeline`: BERT and mT5 encoders, standard sizes.
+//!
+//! Mirrors `src/diffusers/pipelines/hunyuandit/pipeline_hunyuandit.py`, without the safety checker.
+
+use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
+use xdit_core::observer::Observer;
+
+use crate::autoencoder_kl::AutoencoderKlConfig;
+use crate::bert::{Bert, BertConfig};
+use crate::binning::Binning;
+use crate::components::{Components, each};
+use crate::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
+use crate::latents::Geometry;
+use crate::pipeline::{Defaults, PipelineError};
+use crate::registry::Architecture;
+
+/// HunyuanDiT.
+pub struct HunyuanDitPipeline;
+
+impl Architecture for HunyuanDitPipeline {
+    fn class_name(&self) -> &'static str {
+        "HunyuanDiTPipeline"
+    }
+
+    fn about(&self) -> &'static str {
+        "HunyuanDiT 1.1 and 1.2, and the distilled ones"
+    }
+
+    fn check(&self, components: &Components) -> Result<(), PipelineError> {
+        components.expect("transformer", "HunyuanDiT2DModel")?;
+        components.expect("text_encoder", "BertModel")?;
+        components.expect("tokenizer", "BertTokenizer or BertTokenizerFast")?;
+        components.expect("text_encoder_2", "T5EncoderModel")?;
+        components.expect("tokenizer_2", "T5Tokenizer or T5TokenizerFast")?;
+        components.expect("vae", "AutoencoderKL")?;
+        components.folder.component("scheduler")?;
+        Ok(())
+    }
+
+    fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        let transformer: HunyuanDitConfig = components.config("transformer")?;
+        Ok(Geometry {
+            vae_scale: vae.scale(),
+            patch: transformer.patch_size,
+            channels: transformer.in_channels,
+            max_tokens: None,
+            packed: false,
+        })
+    }
+
+    fn binning(&self, _components: &Components) -> Result<Option<Binning>, PipelineError> {
+        Ok(Some(Binning::Standard))
+    }
+
+    fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        let transformer: HunyuanDitConfig = components.config("transformer")?;
+        let side = transformer.sample_size * vae.scale();
+        Ok(Defaults {
+            height: Some(side),
+            width: Some(side),
+            num_inference_steps: Some(50),
+            guidance_scale: Some(5.0),
+            true_cfg_scale: None,
+            max_sequence_length: Some(transformer.text_len_t5),
+        })
+    }
+
+    /// The numbers of tokens are the transformer's, whatever `max_sequence_length` says.
+    fn encode(
+        &self,
+        components: &Components,
+        texts: &[&str],
+        _max_sequence_length: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<TextEmbeddings>, PipelineError> {
+        let transformer: HunyuanDitConfig = components.config("transformer")?;
+        let bert_ids = components.tokens("tokenizer", texts, transformer.text_len, observer)?;
+        let t5_ids = components.tokens("tokenizer_2", texts, transformer.text_len_t5, observer)?;
+
+        let config: BertConfig = components.config("text_encoder")?;
+        let bert = components.load("text_encoder", Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
+        let txt = each(&bert_ids, "text_encoder", observer, |text| {
+            let seen = vec![text.seen()];
+            TextStates { states: bert.forward(&[text.ids.clone()], Some(&seen)), seen: Some(seen) }
+        })?;
+        drop(bert);
+        let txt_2 = components.encode_t5("text_encoder_2", &t5_ids, true, observer)?;
+        let join = |(txt, txt_2)| TextEmbeddings { txt, txt_2: Some(txt_2), pooled: None };
+        Ok(txt.into_iter().zip(txt_2).map(join).collect())
+    }
+
+    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+        let config: HunyuanDitConfig = components.config("transformer")?;
+        Ok(Box::new(components.load("transformer", &[], observer, |loader| HunyuanDit::load(loader, &config))?))
+    }
+}

@@ -1,0 +1,241 @@
+//! Pieces that several transformers are made of: what `embeddings.py`, `normalization.py` and `attention.py` are
+//! upstream (`src/diffusers/models`), as far as the models here need them.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::dit::{Qkv, TokenGrid};
+use xdit_core::ops::{
+    self, Activation, HeadNorm, LayerNorm, Linear, RopeTable, merge_heads, modulated_norm, norm_rope, split_heads,
+};
+
+/// Added to variances, everywhere in these models.
+pub const EPS: f64 = 1e-6;
+
+/// Channels of [`sinusoids`].
+pub const TIME_CHANNELS: usize = 256;
+
+/// `Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)`: for each number cosines, then sines, of it times
+/// frequencies falling from 1 to 1/10000; `[len of xs, TIME_CHANNELS]`.
+pub fn sinusoids(xs: &[f32], device: &Device) -> Tensor<2> {
+    let half = TIME_CHANNELS / 2;
+    let frequency = |i: usize| (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp();
+    let row = |x: f32| {
+        let angle = move |i: usize| x * frequency(i);
+        (0..half).map(move |i| angle(i).cos()).chain((0..half).map(move |i| angle(i).sin()))
+    };
+    let values: Vec<f32> = xs.iter().flat_map(|x| row(*x)).collect();
+    Tensor::from_data(TensorData::new(values, [xs.len(), TIME_CHANNELS]), device)
+}
+
+/// Two dense layers with an activation between: `TimestepEmbedding` and `PixArtAlphaTextProjection`.
+#[derive(Debug)]
+pub struct Mlp {
+    linear_1: Linear,
+    linear_2: Linear,
+    act: Activation,
+}
+
+impl Mlp {
+    /// Reads `linear_1` and `linear_2`.
+    pub fn load(loader: &Loader<'_>, dims: [usize; 3], act: Activation) -> Result<Self, LoadError> {
+        let [d_in, d, d_out] = dims;
+        Ok(Self {
+            linear_1: Linear::load(&loader.pp("linear_1"), d_in, d)?,
+            linear_2: Linear::load(&loader.pp("linear_2"), d, d_out)?,
+            act,
+        })
+    }
+
+    /// The embedding of a sinusoid.
+    pub fn load_time(loader: &Loader<'_>, d: usize) -> Result<Self, LoadError> {
+        Self::load(loader, [TIME_CHANNELS, d, d], Activation::Silu)
+    }
+
+    /// `[.., d_in] -> [.., d_out]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.linear_2.forward(self.linear_1.forward_act(x, self.act))
+    }
+
+    /// The embedding of each of `xs`, `[len of xs, d]`.
+    pub fn of_numbers(&self, xs: &[f32]) -> Tensor<2> {
+        let weight = &self.linear_1.weight;
+        self.forward(ops::to_dtype(sinusoids(xs, &weight.device()), weight.dtype()))
+    }
+}
+
+/// `FeedForward`: wide, activated, narrow.
+#[derive(Debug)]
+pub struct FeedForward {
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    /// Reads `net.0.proj` and `net.2`.
+    pub fn load(loader: &Loader<'_>, d: usize, d_ff: usize) -> Result<Self, LoadError> {
+        Ok(Self {
+            proj: Linear::load(&loader.pp("net.0.proj"), d, d_ff)?,
+            out: Linear::load(&loader.pp("net.2"), d_ff, d)?,
+        })
+    }
+
+    /// With `gelu-approximate`, which all these models take.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.out.forward(self.proj.forward_act(x, Activation::GeluTanh))
+    }
+}
+
+/// `linear(silu(temb))` cut into `N` vectors of `[batch, d_model]`.
+pub fn modulation<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Tensor<2>; N] {
+    parts(linear.forward(Activation::Silu.apply(temb.clone())))
+}
+
+/// `[batch, N d]` cut into `N` of `[batch, d]`.
+pub fn parts<const N: usize>(all: Tensor<2>) -> [Tensor<2>; N] {
+    let [batch, width] = all.dims();
+    let d = width / N;
+    std::array::from_fn(|i| all.clone().slice([0..batch, i * d..(i + 1) * d]))
+}
+
+/// `AdaLayerNormContinuous`, which names the scale first.
+pub fn continuous_norm(linear: &Linear, x: Tensor<3>, temb: &Tensor<2>) -> Tensor<3> {
+    let [scale, shift] = modulation(linear, temb);
+    modulated_norm(x, shift, scale, EPS)
+}
+
+/// Which norm the heads of queries and keys get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    No,
+    /// `rms_norm`
+    Rms,
+    /// `layer_norm`
+    Layer,
+}
+
+impl QkNorm {
+    /// Reads the norm at the loader's place.
+    pub fn load(self, loader: &Loader<'_>, head_dim: usize) -> Result<HeadNorm, LoadError> {
+        Ok(match self {
+            Self::No => HeadNorm::None,
+            Self::Rms => HeadNorm::Rms { weight: loader.tensor("weight", [head_dim])?, eps: EPS },
+            Self::Layer => HeadNorm::Layer(LayerNorm::load(loader, head_dim, EPS)?),
+        })
+    }
+}
+
+/// An attention's heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// How many.
+    pub n: usize,
+    /// Channels of one.
+    pub dim: usize,
+    /// What its queries and keys are normalised with.
+    pub norm: QkNorm,
+}
+
+/// Names of an `Attention`'s parts for the stream that it belongs to.
+pub const OWN: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+/// Names of its parts for a second stream.
+pub const ADDED: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+
+/// Projections to queries, keys and values.
+#[derive(Debug)]
+pub struct QkvWeights {
+    n_heads: usize,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norm_q: HeadNorm,
+    norm_k: HeadNorm,
+}
+
+impl QkvWeights {
+    /// - `names`: [`OWN`] or [`ADDED`]
+    /// - `dims`: width of what queries are made of, and of what keys and values are made of
+    pub fn load(attn: &Loader<'_>, names: [&str; 5], dims: [usize; 2], heads: Heads) -> Result<Self, LoadError> {
+        let [q, k, v, norm_q, norm_k] = names;
+        let inner = heads.n * heads.dim;
+        Ok(Self {
+            n_heads: heads.n,
+            q: Linear::load(&attn.pp(q), dims[0], inner)?,
+            k: Linear::load(&attn.pp(k), dims[1], inner)?,
+            v: Linear::load(&attn.pp(v), dims[1], inner)?,
+            norm_q: heads.norm.load(&attn.pp(norm_q), heads.dim)?,
+            norm_k: heads.norm.load(&attn.pp(norm_k), heads.dim)?,
+        })
+    }
+
+    /// - `x`: `[batch, tokens, d_model]`, normalised
+    pub fn forward(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Qkv {
+        Qkv { q: self.queries(x.clone(), rope), k: self.keys(x.clone(), rope), v: self.values(x) }
+    }
+
+    /// `[batch, heads, tokens, head_dim]`
+    pub fn queries(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Tensor<4> {
+        norm_rope(split_heads(self.q.forward(x), self.n_heads), &self.norm_q, rope)
+    }
+
+    /// `[batch, heads, tokens, head_dim]`
+    pub fn keys(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Tensor<4> {
+        norm_rope(split_heads(self.k.forward(x), self.n_heads), &self.norm_k, rope)
+    }
+
+    /// `[batch, heads, tokens, head_dim]`
+    pub fn values(&self, x: Tensor<3>) -> Tensor<4> {
+        split_heads(self.v.forward(x), self.n_heads)
+    }
+}
+
+/// An attention's output layer: heads to the stream's width.
+pub fn project_heads(to_out: &Linear, heads: Tensor<4>) -> Tensor<3> {
+    to_out.forward(merge_heads(heads))
+}
+
+/// `PatchEmbed`'s convolution, whose stride is its size: a dense layer on packed latents, whose channels are in the
+/// order of the convolution's weight (channel, row, column).
+pub fn load_patch_embed(loader: &Loader<'_>, channels: usize, patch: usize, d: usize) -> Result<Linear, LoadError> {
+    let weight: Tensor<4> = loader.tensor("weight", [d, channels, patch, patch])?;
+    Ok(Linear { weight: weight.reshape([d, channels * patch * patch]), bias: Some(loader.tensor("bias", [d])?) })
+}
+
+/// The output layer of models that write a token as (row, column, channel), its rows put into the order of packed
+/// latents (channel, row, column). Of `out_channels` only the first `channels` are kept: the rest are variances that
+/// the pipelines throw away.
+pub fn load_proj_out(
+    loader: &Loader<'_>,
+    d: usize,
+    patch: usize,
+    out_channels: usize,
+    channels: usize,
+) -> Result<Linear, LoadError> {
+    let (n, p) = (patch * patch * out_channels, patch);
+    let weight: Tensor<2> = loader.tensor("weight", [n, d])?;
+    let bias: Tensor<1> = loader.tensor("bias", [n])?;
+    let weight = weight.reshape([p, p, out_channels, d]).narrow(2, 0, channels).permute([2, 0, 1, 3]);
+    let bias = bias.reshape([p, p, out_channels]).narrow(2, 0, channels).permute([2, 0, 1]);
+    Ok(Linear { weight: weight.reshape([channels * p * p, d]), bias: Some(bias.reshape([channels * p * p])) })
+}
+
+/// `get_2d_sincos_pos_embed`, `[tokens, d]`: sines and cosines of the column in the first half of the channels, of the
+/// row in the second.
+///
+/// - `base`: tokens along a side of the pictures that the model was trained on first; a larger or smaller picture's
+///   positions span the same range
+/// - `scale`: what positions are divided by
+pub fn sincos_2d(grid: TokenGrid, base: usize, scale: f64, d: usize, device: &Device) -> Tensor<2> {
+    let quarter = d / 4;
+    // f32 as upstream, the angles in f64
+    let at = |i: usize, n: usize| f64::from(i as f32 / (n as f32 / base as f32) / scale as f32);
+    let omega: Vec<f64> = (0..quarter).map(|i| 1.0 / 10_000_f64.powf(i as f64 / (d as f64 / 4.0))).collect();
+    let mut values = Vec::with_capacity(grid.n_tokens() * d);
+    for [row, col] in grid.positions() {
+        for position in [at(col, grid.cols), at(row, grid.rows)] {
+            values.extend(omega.iter().map(|w| (position * w).sin() as f32));
+            values.extend(omega.iter().map(|w| (position * w).cos() as f32));
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [grid.n_tokens(), d]), device)
+}

@@ -1,0 +1,276 @@
+//! `PixArtTransformer2DModel`: PixArt-alpha and PixArt-Sigma.
+//!
+//! Mirrors `src/diffusers/models/transformers/pixart_transformer_2d.py` and `BasicTransformerBlock` with
+//! `ada_norm_single` of `src/diffusers/models/attention.py`. Scales, shifts and gates are computed once for all blocks
+//! (AdaLN-single); each block adds its own table to them. The text enters by cross-attention.
+
+use burn::tensor::{DType, Tensor};
+use serde::Deserialize;
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::comm::CommError;
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
+use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
+
+use crate::error::ModelError;
+use crate::parts::{
+    EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts, project_heads,
+    sincos_2d,
+};
+use crate::t5::hide;
+
+/// `transformer/config.json`; field names and defaults are the checkpoint's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct PixArtConfig {
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Channels of a head.
+    pub attention_head_dim: usize,
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Channels of the prediction: twice `in_channels` where it predicts variances too.
+    pub out_channels: Option<usize>,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Width of the text in the blocks; the model's.
+    pub cross_attention_dim: Option<usize>,
+    /// Whether queries, keys and values have a bias; always true.
+    pub attention_bias: bool,
+    /// Side in latent pixels of the pictures that it was trained on.
+    pub sample_size: usize,
+    /// Side in latent pixels of a token.
+    pub patch_size: usize,
+    /// Activation of the feed-forward, always `gelu-approximate`.
+    pub activation_fn: String,
+    /// Kind of norm, always `ada_norm_single`.
+    pub norm_type: String,
+    /// What positions are divided by; `sample_size / 64` where absent.
+    pub interpolation_scale: Option<f64>,
+    /// Whether it is told the picture's size; only where `sample_size` is 128 if absent.
+    pub use_additional_conditions: Option<bool>,
+    /// Channels of the T5 encoder's states; where absent, they are the model's.
+    pub caption_channels: Option<usize>,
+}
+
+impl Default for PixArtConfig {
+    fn default() -> Self {
+        Self {
+            num_attention_heads: 16,
+            attention_head_dim: 72,
+            in_channels: 4,
+            out_channels: Some(8),
+            num_layers: 28,
+            cross_attention_dim: Some(1152),
+            attention_bias: true,
+            sample_size: 128,
+            patch_size: 2,
+            activation_fn: "gelu-approximate".into(),
+            norm_type: "ada_norm_single".into(),
+            interpolation_scale: None,
+            use_additional_conditions: None,
+            caption_channels: None,
+        }
+    }
+}
+
+impl PixArtConfig {
+    /// Width of the model.
+    pub fn d_model(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn is_told_the_size(&self) -> bool {
+        self.use_additional_conditions.unwrap_or(self.sample_size == 128)
+    }
+
+    fn check(&self) -> Result<Heads, ModelError> {
+        let bad = |what: String| Err(ModelError::Config { class: "PixArtTransformer2DModel", what });
+        for (name, size) in [
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_head_dim", self.attention_head_dim),
+            ("in_channels", self.in_channels),
+            ("patch_size", self.patch_size),
+        ] {
+            if size == 0 {
+                return bad(format!("{name} must be positive"));
+            }
+        }
+        let (d, channels) = (self.d_model(), self.in_channels);
+        if d % 4 != 0 || (self.is_told_the_size() && d % 3 != 0) {
+            return bad(format!("num_attention_heads * attention_head_dim={d} must be a multiple of 12"));
+        }
+        if self.cross_attention_dim.is_some_and(|cross| cross != d) {
+            return bad(format!("cross_attention_dim={:?} must be the model's width {d}", self.cross_attention_dim));
+        }
+        if self.out_channels.is_some_and(|out| out != channels && out != 2 * channels) {
+            return bad(format!("out_channels={:?} must be once or twice in_channels={channels}", self.out_channels));
+        }
+        if self.sample_size < self.patch_size {
+            return bad(format!("sample_size={} is less than patch_size={}", self.sample_size, self.patch_size));
+        }
+        for (name, found, expected) in [
+            ("activation_fn", &self.activation_fn, "gelu-approximate"),
+            ("norm_type", &self.norm_type, "ada_norm_single"),
+        ] {
+            if found != expected {
+                return bad(format!("{name}={found:?} is not supported, only {expected:?}"));
+            }
+        }
+        if !self.attention_bias {
+            return bad("attention_bias=false is not supported".into());
+        }
+        Ok(Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm: QkNorm::No })
+    }
+}
+
+/// The model with its weights on a device.
+#[derive(Debug)]
+pub struct PixArt {
+    config: PixArtConfig,
+    dtype: DType,
+    pos_embed_proj: Linear,
+    timestep_embedder: Mlp,
+    // of the resolution, and of the aspect ratio
+    size_embedders: Option<[Mlp; 2]>,
+    adaln_single: Linear,
+    caption_projection: Option<Mlp>,
+    transformer_blocks: Vec<Block>,
+    scale_shift_table: Tensor<2>,
+    proj_out: Linear,
+}
+
+impl PixArt {
+    /// Reads the weights of all blocks.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself; tensors of other shapes than it demands.
+    pub fn load(loader: &Loader<'_>, config: &PixArtConfig) -> Result<Self, ModelError> {
+        let heads = config.check()?;
+        let (d, patch, channels) = (config.d_model(), config.patch_size, config.in_channels);
+        let adaln = loader.pp("adaln_single");
+        let size = |name: &str| Mlp::load_time(&adaln.pp("emb").pp(name), d / 3);
+        let caption = |d_in| Mlp::load(&loader.pp("caption_projection"), [d_in, d, d], Activation::GeluTanh);
+        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), d, heads);
+        Ok(Self {
+            dtype: loader.dtype().into(),
+            pos_embed_proj: load_patch_embed(&loader.pp("pos_embed.proj"), channels, patch, d)?,
+            timestep_embedder: Mlp::load_time(&adaln.pp("emb.timestep_embedder"), d)?,
+            size_embedders: match config.is_told_the_size() {
+                true => Some([size("resolution_embedder")?, size("aspect_ratio_embedder")?]),
+                false => None,
+            },
+            adaln_single: Linear::load(&adaln.pp("linear"), d, 6 * d)?,
+            caption_projection: config.caption_channels.map(caption).transpose()?,
+            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_, _>>()?,
+            scale_shift_table: loader.tensor("scale_shift_table", [2, d])?,
+            proj_out: load_proj_out(
+                &loader.pp("proj_out"),
+                d,
+                patch,
+                config.out_channels.unwrap_or(channels),
+                channels,
+            )?,
+            config: config.clone(),
+        })
+    }
+}
+
+impl Dit for PixArt {
+    fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.config.num_layers,
+            n_heads: self.config.num_attention_heads,
+            head_dim: self.config.attention_head_dim,
+            channels: self.config.in_channels * self.config.patch_size.pow(2),
+        }
+    }
+
+    fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {
+        let sample = self.config.sample_size;
+        let scale = self.config.interpolation_scale.unwrap_or((sample / 64).max(1) as f64);
+        let device = self.scale_shift_table.device();
+        let table = sincos_2d(grid, sample / self.config.patch_size, scale, self.config.d_model(), &device);
+        Places { img_embedding: Some(table), ..Places::default() }
+    }
+
+    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
+        let Inputs { latents, places, timestep, text, size, .. } = inputs;
+        let cast = |x| ops::to_dtype(x, self.dtype);
+        let table = places.img_embedding.clone().expect("PixArt places its tokens");
+        let img = self.pos_embed_proj.forward(cast(latents));
+        let img = cast(ops::to_f32(img) + table.unsqueeze());
+        let mut temb = self.timestep_embedder.of_numbers(&[timestep]);
+        if let Some([resolution, aspect_ratio]) = &self.size_embedders {
+            let [height, width] = size.map(|x| x as f32);
+            let third = temb.dims()[1] / 3;
+            let sides = resolution.of_numbers(&[height, width]).reshape([1, 2 * third]);
+            temb = temb + Tensor::cat(vec![sides, aspect_ratio.of_numbers(&[height / width])], 1);
+        }
+        let txt = cast(text.txt.states.clone());
+        let txt = match &self.caption_projection {
+            Some(projection) => projection.forward(txt),
+            None => txt,
+        };
+        let modulation = Some(self.adaln_single.forward(Activation::Silu.apply(temb.clone())));
+        // upstream adds -10000 to what is hidden, whose exponential is 0 too
+        let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &txt));
+        let cond = Cond { temb, modulation, txt_bias, places: places.clone() };
+        (Streams::new(txt, img), cond)
+    }
+
+    fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        self.transformer_blocks[i].forward(ctx, i, x, cond)
+    }
+
+    fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
+        let [shift, scale] = with_table(&self.scale_shift_table, Tensor::cat(vec![cond.temb.clone(); 2], 1));
+        ops::to_f32(self.proj_out.forward(modulated_norm(x.img, shift, scale, EPS)))
+    }
+}
+
+/// The rows of a table added to the parts of `[batch, N d]`.
+fn with_table<const N: usize>(table: &Tensor<2>, shared: Tensor<2>) -> [Tensor<2>; N] {
+    let d = table.dims()[1];
+    parts(shared + table.clone().reshape([1, N * d]))
+}
+
+/// `BasicTransformerBlock`
+#[derive(Debug)]
+struct Block {
+    scale_shift_table: Tensor<2>,
+    attn1: QkvWeights,
+    attn1_out: Linear,
+    attn2: QkvWeights,
+    attn2_out: Linear,
+    ff: FeedForward,
+}
+
+impl Block {
+    fn load(loader: &Loader<'_>, d: usize, heads: Heads) -> Result<Self, LoadError> {
+        let (attn1, attn2) = (loader.pp("attn1"), loader.pp("attn2"));
+        Ok(Self {
+            scale_shift_table: loader.tensor("scale_shift_table", [6, d])?,
+            attn1: QkvWeights::load(&attn1, OWN, [d, d], heads)?,
+            attn1_out: Linear::load(&attn1.pp("to_out.0"), d, d)?,
+            attn2: QkvWeights::load(&attn2, OWN, [d, d], heads)?,
+            attn2_out: Linear::load(&attn2.pp("to_out.0"), d, d)?,
+            ff: FeedForward::load(&loader.pp("ff"), d, 4 * d)?,
+        })
+    }
+
+    fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        let shared = cond.modulation.clone().expect("PixArt shares its modulation");
+        let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = with_table(&self.scale_shift_table, shared);
+        let qkv = self.attn1.forward(modulated_norm(x.img.clone(), shift, scale, EPS), None);
+        let attn = ctx.attn.self_attn(Site::first(i), qkv)?;
+        let img = gated_residual(x.img, gate, project_heads(&self.attn1_out, attn));
+
+        // no norm before the text is looked at
+        let q = self.attn2.queries(img.clone(), None);
+        let (k, v) = (self.attn2.keys(x.txt.clone(), None), self.attn2.values(x.txt.clone()));
+        let img = img + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?);
+
+        let y = self.ff.forward(modulated_norm(img.clone(), ff_shift, ff_scale, EPS));
+        Ok(Streams::new(x.txt, gated_residual(img, ff_gate, y)))
+    }
+}

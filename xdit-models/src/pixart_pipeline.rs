@@ -1,0 +1,112 @@
+//! `PixArtAlphaPipeline` and `PixArtSigmaPipeline`: a T5 encoder, resolution binning.
+//!
+//! Mirrors `src/diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py` and `pipeline_pixart_sigma.py`. Prompts are
+//! put into small letters, as upstream does where the packages for its `clean_caption` are not installed.
+
+use xdit_core::dit::{Dit, TextEmbeddings};
+use xdit_core::observer::Observer;
+
+use crate::autoencoder_kl::AutoencoderKlConfig;
+use crate::binning::Binning;
+use crate::components::Components;
+use crate::latents::Geometry;
+use crate::pipeline::{Defaults, PipelineError};
+use crate::pixart::{PixArt, PixArtConfig};
+use crate::registry::Architecture;
+
+/// Either of the two, which differ in little but their names.
+pub struct PixArtPipeline {
+    class_name: &'static str,
+    about: &'static str,
+    max_sequence_length: usize,
+}
+
+/// PixArt-alpha.
+pub const PIXART_ALPHA: PixArtPipeline = PixArtPipeline {
+    class_name: "PixArtAlphaPipeline",
+    about: "PixArt-alpha XL-2, 512 and 1024 pixels",
+    max_sequence_length: 120,
+};
+
+/// PixArt-Sigma.
+pub const PIXART_SIGMA: PixArtPipeline = PixArtPipeline {
+    class_name: "PixArtSigmaPipeline",
+    about: "PixArt-Sigma XL-2, 256 to 2048 pixels",
+    max_sequence_length: 300,
+};
+
+impl PixArtPipeline {
+    fn side(components: &Components) -> Result<usize, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        Ok(components.config::<PixArtConfig>("transformer")?.sample_size * vae.scale())
+    }
+}
+
+impl Architecture for PixArtPipeline {
+    fn class_name(&self) -> &'static str {
+        self.class_name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn check(&self, components: &Components) -> Result<(), PipelineError> {
+        // older folders name the class that the model was split off from
+        components.expect("transformer", "PixArtTransformer2DModel or Transformer2DModel")?;
+        components.expect("text_encoder", "T5EncoderModel")?;
+        components.expect("tokenizer", "T5Tokenizer or T5TokenizerFast")?;
+        components.expect("vae", "AutoencoderKL")?;
+        components.folder.component("scheduler")?;
+        Ok(())
+    }
+
+    fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        let transformer: PixArtConfig = components.config("transformer")?;
+        Ok(Geometry {
+            vae_scale: vae.scale(),
+            patch: transformer.patch_size,
+            channels: transformer.in_channels,
+            max_tokens: None,
+            packed: false,
+        })
+    }
+
+    fn binning(&self, components: &Components) -> Result<Option<Binning>, PipelineError> {
+        Ok(Binning::aspect_ratio(Self::side(components)?))
+    }
+
+    fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
+        let side = Self::side(components)?;
+        Ok(Defaults {
+            height: Some(side),
+            width: Some(side),
+            num_inference_steps: Some(20),
+            guidance_scale: Some(4.5),
+            true_cfg_scale: None,
+            max_sequence_length: Some(self.max_sequence_length),
+        })
+    }
+
+    fn encode(
+        &self,
+        components: &Components,
+        texts: &[&str],
+        max_sequence_length: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<TextEmbeddings>, PipelineError> {
+        let small: Vec<String> = texts.iter().map(|text| text.to_lowercase().trim().to_owned()).collect();
+        let small: Vec<&str> = small.iter().map(String::as_str).collect();
+        let ids = components.tokens("tokenizer", &small, max_sequence_length, observer)?;
+        let states = components.encode_t5("text_encoder", &ids, true, observer)?;
+        Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
+    }
+
+    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+        let config: PixArtConfig = components.config("transformer")?;
+        // a table that is computed
+        let unused = &["pos_embed.pos_embed"];
+        Ok(Box::new(components.load("transformer", unused, observer, |loader| PixArt::load(loader, &config))?))
+    }
+}

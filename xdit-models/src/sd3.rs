@@ -1,0 +1,283 @@
+//! `SD3Transformer2DModel`: Stable Diffusion 3 and 3.5, the MMDiT.
+//!
+//! Mirrors `src/diffusers/models/transformers/transformer_sd3.py` and `JointTransformerBlock` of
+//! `src/diffusers/models/attention.py`. Text and image meet in one joint attention per block; some blocks of 3.5-medium
+//! attend over the image once more; the last block only reads the text.
+
+use burn::tensor::{DType, Tensor};
+use serde::Deserialize;
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::comm::CommError;
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
+use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
+
+use crate::error::ModelError;
+use crate::parts::{
+    ADDED, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed, load_proj_out,
+    modulation, project_heads,
+};
+
+/// `transformer/config.json`; field names and defaults are the checkpoint's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Sd3Config {
+    /// Side in latent pixels of the pictures that it draws best.
+    pub sample_size: usize,
+    /// Side in latent pixels of a token.
+    pub patch_size: usize,
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Channels of a head.
+    pub attention_head_dim: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Channels of the text's states.
+    pub joint_attention_dim: usize,
+    /// Channels that they are projected to; the model's width.
+    pub caption_projection_dim: usize,
+    /// Channels of both CLIP models' pooled vectors together.
+    pub pooled_projection_dim: usize,
+    /// Channels of the prediction; `in_channels` where absent.
+    pub out_channels: Option<usize>,
+    /// Tokens along a side of the largest picture.
+    pub pos_embed_max_size: usize,
+    /// Blocks that attend over the image once more.
+    pub dual_attention_layers: Vec<usize>,
+    /// `rms_norm` in 3.5, absent in 3.
+    pub qk_norm: Option<String>,
+}
+
+impl Default for Sd3Config {
+    fn default() -> Self {
+        Self {
+            sample_size: 128,
+            patch_size: 2,
+            in_channels: 16,
+            num_layers: 18,
+            attention_head_dim: 64,
+            num_attention_heads: 18,
+            joint_attention_dim: 4096,
+            caption_projection_dim: 1152,
+            pooled_projection_dim: 2048,
+            out_channels: Some(16),
+            pos_embed_max_size: 96,
+            dual_attention_layers: Vec::new(),
+            qk_norm: None,
+        }
+    }
+}
+
+impl Sd3Config {
+    /// Width of the model.
+    pub fn d_model(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn check(&self) -> Result<Heads, ModelError> {
+        let bad = |what: String| Err(ModelError::Config { class: "SD3Transformer2DModel", what });
+        for (name, size) in [
+            ("patch_size", self.patch_size),
+            ("in_channels", self.in_channels),
+            ("num_layers", self.num_layers),
+            ("attention_head_dim", self.attention_head_dim),
+            ("num_attention_heads", self.num_attention_heads),
+            ("pos_embed_max_size", self.pos_embed_max_size),
+        ] {
+            if size == 0 {
+                return bad(format!("{name} must be positive"));
+            }
+        }
+        if self.caption_projection_dim != self.d_model() {
+            return bad(format!(
+                "caption_projection_dim={} must be num_attention_heads * attention_head_dim={}",
+                self.caption_projection_dim,
+                self.d_model()
+            ));
+        }
+        if self.out_channels.is_some_and(|out| out != self.in_channels) {
+            return bad(format!("out_channels={:?} must be in_channels={}", self.out_channels, self.in_channels));
+        }
+        let norm = match self.qk_norm.as_deref() {
+            None => QkNorm::No,
+            Some("rms_norm") => QkNorm::Rms,
+            Some(other) => return bad(format!("qk_norm={other:?} is not supported, only \"rms_norm\" and null")),
+        };
+        Ok(Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm })
+    }
+}
+
+/// The model with its weights on a device.
+#[derive(Debug)]
+pub struct Sd3 {
+    config: Sd3Config,
+    dtype: DType,
+    pos_embed_proj: Linear,
+    pos_embed: Tensor<3>,
+    timestep_embedder: Mlp,
+    text_embedder: Mlp,
+    context_embedder: Linear,
+    transformer_blocks: Vec<Block>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Sd3 {
+    /// Reads the weights of all blocks.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself; tensors of other shapes than it demands.
+    pub fn load(loader: &Loader<'_>, config: &Sd3Config) -> Result<Self, ModelError> {
+        let heads = config.check()?;
+        let (d, side, patch) = (config.d_model(), config.pos_embed_max_size, config.patch_size);
+        let (channels, time_text) = (config.in_channels, loader.pp("time_text_embed"));
+        let text = [config.pooled_projection_dim, d, d];
+        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), config, heads, i);
+        Ok(Self {
+            dtype: loader.dtype().into(),
+            pos_embed_proj: load_patch_embed(&loader.pp("pos_embed.proj"), channels, patch, d)?,
+            pos_embed: loader.pp("pos_embed").tensor("pos_embed", [1, side * side, d])?,
+            timestep_embedder: Mlp::load_time(&time_text.pp("timestep_embedder"), d)?,
+            text_embedder: Mlp::load(&time_text.pp("text_embedder"), text, Activation::Silu)?,
+            context_embedder: Linear::load(&loader.pp("context_embedder"), config.joint_attention_dim, d)?,
+            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_, _>>()?,
+            norm_out: Linear::load(&loader.pp("norm_out.linear"), d, 2 * d)?,
+            proj_out: load_proj_out(&loader.pp("proj_out"), d, patch, channels, channels)?,
+            config: config.clone(),
+        })
+    }
+}
+
+impl Dit for Sd3 {
+    fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.config.num_layers,
+            n_heads: self.config.num_attention_heads,
+            head_dim: self.config.attention_head_dim,
+            channels: self.config.in_channels * self.config.patch_size.pow(2),
+        }
+    }
+
+    /// # Panics
+    /// A picture of more tokens along a side than `pos_embed_max_size`.
+    fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {
+        // the table is of the largest picture; a smaller one is cut out of its middle
+        let side = self.config.pos_embed_max_size;
+        let (top, left) = ((side - grid.rows) / 2, (side - grid.cols) / 2);
+        let table = self.pos_embed.clone().reshape([side, side, self.config.d_model()]);
+        let table = table.narrow(0, top, grid.rows).narrow(1, left, grid.cols);
+        let img_embedding = Some(table.reshape([grid.n_tokens(), self.config.d_model()]));
+        Places { img_embedding, ..Places::default() }
+    }
+
+    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
+        let Inputs { latents, places, timestep, text, .. } = inputs;
+        let cast = |x| ops::to_dtype(x, self.dtype);
+        let table = places.img_embedding.clone().expect("SD3 places its tokens");
+        let img = self.pos_embed_proj.forward(cast(latents)) + table.unsqueeze();
+        let txt = self.context_embedder.forward(cast(text.txt.states.clone()));
+        let pooled = text.pooled.clone().expect("SD3 takes CLIP's pooled vectors");
+        let temb = self.timestep_embedder.of_numbers(&[timestep])
+            + self.text_embedder.forward(ops::to_dtype(pooled, self.dtype));
+        (Streams::new(txt, img), Cond { temb, modulation: None, txt_bias: None, places: places.clone() })
+    }
+
+    fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        self.transformer_blocks[i].forward(ctx, i, x, cond)
+    }
+
+    fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
+        ops::to_f32(self.proj_out.forward(continuous_norm(&self.norm_out, x.img, &cond.temb)))
+    }
+}
+
+/// `JointTransformerBlock`
+#[derive(Debug)]
+struct Block {
+    norm1: Linear,
+    norm1_context: Linear,
+    img: QkvWeights,
+    txt: QkvWeights,
+    to_out: Linear,
+    attn2: Option<(QkvWeights, Linear)>,
+    ff: FeedForward,
+    // the last block leaves the text as it is
+    txt_after: Option<(Linear, FeedForward)>,
+}
+
+impl Block {
+    fn load(loader: &Loader<'_>, config: &Sd3Config, heads: Heads, i: usize) -> Result<Self, LoadError> {
+        let d = config.d_model();
+        let (attn, attn2) = (loader.pp("attn"), loader.pp("attn2"));
+        let dual = config.dual_attention_layers.contains(&i);
+        let last = i + 1 == config.num_layers;
+        let out = |attn: &Loader<'_>| Linear::load(&attn.pp("to_out.0"), d, d);
+        Ok(Self {
+            norm1: Linear::load(&loader.pp("norm1.linear"), d, if dual { 9 * d } else { 6 * d })?,
+            norm1_context: Linear::load(&loader.pp("norm1_context.linear"), d, if last { 2 * d } else { 6 * d })?,
+            img: QkvWeights::load(&attn, OWN, [d, d], heads)?,
+            txt: QkvWeights::load(&attn, ADDED, [d, d], heads)?,
+            to_out: out(&attn)?,
+            attn2: match dual {
+                true => Some((QkvWeights::load(&attn2, OWN, [d, d], heads)?, out(&attn2)?)),
+                false => None,
+            },
+            ff: FeedForward::load(&loader.pp("ff"), d, 4 * d)?,
+            txt_after: match last {
+                true => None,
+                false => Some((
+                    Linear::load(&attn.pp("to_add_out"), d, d)?,
+                    FeedForward::load(&loader.pp("ff_context"), d, 4 * d)?,
+                )),
+            },
+        })
+    }
+
+    fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
+        let site = Site::first(i);
+        let normed = |x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>| {
+            modulated_norm(x.clone(), shift.clone(), scale.clone(), EPS)
+        };
+        // shift, scale, gate of the attention and of the feed-forward, then of the second attention if there is one
+        let img: Vec<Tensor<2>> = match self.attn2 {
+            None => modulation::<6>(&self.norm1, &cond.temb).into(),
+            Some(_) => modulation::<9>(&self.norm1, &cond.temb).into(),
+        };
+        let img_qkv = self.img.forward(normed(&x.img, &img[0], &img[1]), None);
+        // read before the joint attention changes the stream
+        let dual = self.attn2.as_ref().map(|(qkv, out)| (qkv.forward(normed(&x.img, &img[6], &img[7]), None), out));
+
+        let Some((to_add_out, ff_context)) = &self.txt_after else {
+            let txt_qkv = self.txt.forward(continuous_norm(&self.norm1_context, x.txt.clone(), &cond.temb), None);
+            let (_, attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
+            return Ok(Streams::new(x.txt, self.img_after(ctx, site, x.img, attn, dual, &img)?));
+        };
+        let txt = modulation::<6>(&self.norm1_context, &cond.temb);
+        let txt_qkv = self.txt.forward(normed(&x.txt, &txt[0], &txt[1]), None);
+        let (txt_attn, img_attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
+        let new_img = self.img_after(ctx, site, x.img, img_attn, dual, &img)?;
+        let y = gated_residual(x.txt, txt[2].clone(), project_heads(to_add_out, txt_attn));
+        let ff = ff_context.forward(normed(&y, &txt[3], &txt[4]));
+        Ok(Streams::new(gated_residual(y, txt[5].clone(), ff), new_img))
+    }
+
+    /// What follows the joint attention in the image's stream.
+    fn img_after(
+        &self,
+        ctx: &mut Ctx<'_>,
+        site: Site,
+        x: Tensor<3>,
+        attn: Tensor<4>,
+        dual: Option<(xdit_core::dit::Qkv, &Linear)>,
+        m: &[Tensor<2>],
+    ) -> Result<Tensor<3>, CommError> {
+        let mut x = gated_residual(x, m[2].clone(), project_heads(&self.to_out, attn));
+        if let Some((qkv, out)) = dual {
+            let attn = ctx.attn.self_attn(Site { call: 1, ..site }, qkv)?;
+            x = gated_residual(x, m[8].clone(), project_heads(out, attn));
+        }
+        let y = self.ff.forward(modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS));
+        Ok(gated_residual(x, m[5].clone(), y))
+    }
+}

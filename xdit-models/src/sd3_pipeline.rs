@@ -1,0 +1,165 @@
+//! `StableDiffusion3Pipeline`: two CLIP encoders and, if it is there, T5; flow matching.
+//!
+//! Mirrors `src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
+
+use burn::tensor::{DType, Tensor};
+use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
+use xdit_core::observer::Observer;
+
+use crate::autoencoder_kl::AutoencoderKlConfig;
+use crate::clip::{ClipText, ClipTextConfig};
+use crate::components::{Components, each};
+use crate::latents::Geometry;
+use crate::pipeline::{Defaults, PipelineError};
+use crate::registry::Architecture;
+use crate::sd3::{Sd3, Sd3Config};
+use crate::tokenizer::Encoded;
+
+/// Stable Diffusion 3 and 3.5.
+pub struct Sd3Pipeline;
+
+impl Architecture for Sd3Pipeline {
+    fn class_name(&self) -> &'static str {
+        "StableDiffusion3Pipeline"
+    }
+
+    fn about(&self) -> &'static str {
+        "Stable Diffusion 3 medium, 3.5 medium, 3.5 large and large turbo, with or without T5"
+    }
+
+    fn check(&self, components: &Components) -> Result<(), PipelineError> {
+        components.expect("transformer", "SD3Transformer2DModel")?;
+        for component in ["text_encoder", "text_encoder_2"] {
+            components.expect(component, "CLIPTextModelWithProjection")?;
+        }
+        for component in ["tokenizer", "tokenizer_2"] {
+            components.expect(component, "CLIPTokenizer or CLIPTokenizerFast")?;
+        }
+        if components.has("text_encoder_3") {
+            components.expect("text_encoder_3", "T5EncoderModel")?;
+            components.expect("tokenizer_3", "T5TokenizerFast or T5Tokenizer")?;
+        }
+        components.expect("vae", "AutoencoderKL")?;
+        components.expect("scheduler", "FlowMatchEulerDiscreteScheduler")
+    }
+
+    fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        let transformer: Sd3Config = components.config("transformer")?;
+        Ok(Geometry {
+            vae_scale: vae.scale(),
+            patch: transformer.patch_size,
+            channels: transformer.in_channels,
+            max_tokens: Some(transformer.pos_embed_max_size),
+            packed: false,
+        })
+    }
+
+    fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        let transformer: Sd3Config = components.config("transformer")?;
+        let side = transformer.sample_size * vae.scale();
+        Ok(Defaults {
+            height: Some(side),
+            width: Some(side),
+            num_inference_steps: Some(28),
+            guidance_scale: Some(7.0),
+            true_cfg_scale: None,
+            max_sequence_length: Some(256),
+        })
+    }
+
+    fn encode(
+        &self,
+        components: &Components,
+        texts: &[&str],
+        max_sequence_length: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<TextEmbeddings>, PipelineError> {
+        let (clip_1, clip_2) =
+            (Clip::open(components, 1, texts, observer)?, Clip::open(components, 2, texts, observer)?);
+        let t5 = match components.has("text_encoder_3") {
+            true => Some(components.tokens("tokenizer_3", texts, max_sequence_length, observer)?),
+            false => None,
+        };
+        let (clip_1, clip_2) = (clip_1.encode(components, observer)?, clip_2.encode(components, observer)?);
+        let t5 = match t5 {
+            // the padding is looked at too
+            Some(ids) => components.encode_t5("text_encoder_3", &ids, false, observer)?,
+            None => {
+                let d = components.config::<Sd3Config>("transformer")?.joint_attention_dim;
+                let options = &components.options;
+                let zeros = Tensor::zeros([1, max_sequence_length, d], (&options.device, DType::from(options.dtype)));
+                vec![TextStates::all(zeros); texts.len()]
+            }
+        };
+        let join = |((clip_1, clip_2), t5): ((ClipStates, ClipStates), TextStates)| TextEmbeddings {
+            txt: TextStates::all(join(clip_1.states, clip_2.states, t5.states)),
+            txt_2: None,
+            pooled: Some(Tensor::cat(vec![clip_1.pooled, clip_2.pooled], 1)),
+        };
+        Ok(clip_1.into_iter().zip(clip_2).zip(t5).map(join).collect())
+    }
+
+    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+        let config: Sd3Config = components.config("transformer")?;
+        Ok(Box::new(components.load("transformer", &[], observer, |loader| Sd3::load(loader, &config))?))
+    }
+}
+
+/// The states of both CLIP encoders side by side, filled up with zeros to T5's width, then T5's, as one sequence.
+fn join(clip_1: Tensor<3>, clip_2: Tensor<3>, t5: Tensor<3>) -> Tensor<3> {
+    let clip = Tensor::cat(vec![clip_1, clip_2], 2);
+    let [b, n, d] = clip.dims();
+    let width = t5.dims()[2];
+    let clip = match width.checked_sub(d) {
+        Some(missing) if missing > 0 => {
+            let zeros = Tensor::zeros([b, n, missing], (&clip.device(), clip.dtype()));
+            Tensor::cat(vec![clip, zeros], 2)
+        }
+        // a negative padding upstream: what is too wide is cut off
+        _ => clip.narrow(2, 0, width),
+    };
+    Tensor::cat(vec![clip, t5], 1)
+}
+
+/// One of the two CLIP encoders, with the texts in its tokens.
+struct Clip {
+    component: &'static str,
+    config: ClipTextConfig,
+    texts: Vec<Encoded>,
+}
+
+/// What it makes of one text.
+struct ClipStates {
+    /// `[1, tokens, d_model]`, of the last layer but one
+    states: Tensor<3>,
+    /// `[1, projection_dim]`
+    pooled: Tensor<2>,
+}
+
+impl Clip {
+    fn open(
+        components: &Components,
+        number: usize,
+        texts: &[&str],
+        observer: &mut dyn Observer,
+    ) -> Result<Self, PipelineError> {
+        let (component, tokenizer) =
+            if number == 1 { ("text_encoder", "tokenizer") } else { ("text_encoder_2", "tokenizer_2") };
+        let config: ClipTextConfig = components.config(component)?;
+        let texts = components.tokens(tokenizer, texts, config.max_position_embeddings, observer)?;
+        Ok(Self { component, config, texts })
+    }
+
+    /// The encoder is gone when this returns.
+    fn encode(self, components: &Components, observer: &mut dyn Observer) -> Result<Vec<ClipStates>, PipelineError> {
+        let clip = components
+            .load(self.component, &["position_ids"], observer, |l| ClipText::load_with_projection(l, &self.config))?;
+        each(&self.texts, self.component, observer, |text| {
+            let out = clip.forward(&[text.ids.clone()]);
+            let last_but_one = out.hidden_states.len() - 2;
+            ClipStates { states: out.hidden_states[last_but_one].clone(), pooled: out.pooled }
+        })
+    }
+}
