@@ -1,4 +1,4 @@
-"""Tiny tokenizers and text encoders of the two kinds that Flux has, and what they put out."""
+"""Tiny tokenizers and text encoders of the two kinds that the pipelines have, CLIP and T5, and what they put out."""
 
 import io
 import json
@@ -10,7 +10,8 @@ import torch
 from common import PROMPTS, hook, randomise, under
 from safetensors.torch import load, save_file
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer)
 from transformers.models.t5.modeling_t5 import T5Attention
 
 # what both tokenizers are trained on; some letters of PROMPTS are missing on purpose
@@ -79,11 +80,12 @@ def byte_pairs(n: int) -> list[tuple[str, str]]:
     return merges
 
 
-def clip_tokenizer(folder: Path, published: bool) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path, published: bool, pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """A byte-level BPE as CLIP's: 256 bytes, 256 bytes at a word's end, merges, two special tokens.
 
     `published` writes the files of the repositories on the Hub (transformers 4), otherwise those of transformers 5 and
-    `tokenizer.json` are there as well.
+    `tokenizer.json` are there as well. Stable Diffusion's second tokenizer has a `pad` of "!", id 0, and as that is now
+    a special token, "!!" in a prompt is two of them and not one word.
     """
     folder.mkdir(parents=True)
     merges = byte_pairs(300)
@@ -93,17 +95,17 @@ def clip_tokenizer(folder: Path, published: bool) -> CLIPTokenizer:
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(vocab), bos, eos])}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
-    ends = {"bos_token": bos, "eos_token": eos, "pad_token": eos, "unk_token": eos}
+    ends = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": eos}
+    decoder = {vocab[pad]: added(pad), vocab[bos]: added(bos, normalized=True), vocab[eos]: added(eos)}
     write_json(folder / "tokenizer_config.json", {
-        "add_prefix_space": False,
-        "added_tokens_decoder": {str(vocab[bos]): added(bos, normalized=True), str(vocab[eos]): added(eos)},
+        "add_prefix_space": False, "added_tokens_decoder": {str(i): decoder[i] for i in sorted(decoder)},
         **ends, "clean_up_tokenization_spaces": True, "do_lower_case": True, "errors": "replace",
         "model_max_length": 77, "tokenizer_class": "CLIPTokenizer",
     })
     write_json(folder / "special_tokens_map.json", {
         "bos_token": {k: v for k, v in added(bos, normalized=True).items() if k != "special"},
         "eos_token": {k: v for k, v in added(eos).items() if k != "special"},
-        "pad_token": eos, "unk_token": {k: v for k, v in added(eos).items() if k != "special"},
+        "pad_token": pad, "unk_token": {k: v for k, v in added(eos).items() if k != "special"},
     })
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     if not published:
@@ -140,26 +142,31 @@ def t5_tokenizer(folder: Path, published: bool) -> T5Tokenizer:
     return tokenizer
 
 
-def clip_encoder(tokenizer: CLIPTokenizer, folder: Path, published: bool, layers: int) -> None:
+def clip_encoder(
+    tokenizer: CLIPTokenizer, folder: Path, published: bool, layers: int, width: int = 32, heads: int = 4,
+    act: str = "quick_gelu", projection: int | None = None,
+) -> None:
+    """`projection`: the width of the pooled vector, for the class that projects it."""
     # published configurations say 0, 1, 2 whatever the vocabulary; an eos of 2 selects the rule "the largest id" for the
     # place of the pooled vector, any other the rule "the first eos"
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2} if published else {
         "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id}
-    model = randomise(CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=77, projection_dim=32, **ids)))
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 3 // 2, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=77, projection_dim=projection or width, hidden_act=act, **ids)
+    model = randomise((CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
     model.save_pretrained(folder)
-    if published:
+    if published and not projection:
         # transformers 5 dropped this prefix of the names and adds it to none when it saves
         path = folder / "model.safetensors"
         save_file({f"text_model.{name}": x for name, x in load(path.read_bytes()).items()}, path, metadata={"format": "pt"})
 
 
-def t5_encoder(tokenizer: T5Tokenizer, folder: Path, published: bool, layers: int) -> None:
+def t5_encoder(tokenizer: T5Tokenizer, folder: Path, published: bool, layers: int, width: int = 40) -> None:
     model = randomise(T5EncoderModel(T5Config(
         # as upstream's 32128 for 32100 tokens, there are more rows than tokens
-        vocab_size=len(tokenizer) + 7, d_model=40, d_kv=12, d_ff=56, num_layers=layers, num_heads=3,
+        vocab_size=len(tokenizer) + 7, d_model=width, d_kv=12, d_ff=56, num_layers=layers, num_heads=3,
         feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
         # few buckets, so that 32 tokens reach beyond the largest distance; otherwise upstream's
         relative_attention_num_buckets=8 if published else 32,
@@ -182,35 +189,56 @@ def token_ids(tokenizer, prompt: str, length: int) -> torch.Tensor:
     return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
-def goldens(pipe) -> dict[str, torch.Tensor]:
-    out: dict[str, torch.Tensor] = {}
-    tokenizers = {"clip": (pipe.tokenizer, 77), "t5": (pipe.tokenizer_2, 32)}
-    for kind, (tokenizer, length) in tokenizers.items():
-        for name, prompt in PROMPTS.items():
-            out[f"ids.{kind}.{name}"] = token_ids(tokenizer, prompt, length)
-        # one token too short, just long enough, one to pad
-        n = len(tokenizer(PROMPTS["plain"]).input_ids)
-        for length in (n - 1, n, n + 1):
-            out[f"ids_at.{kind}.{length}"] = token_ids(tokenizer, PROMPTS["plain"], length)
+def id_goldens(kind: str, tokenizer, length: int) -> dict[str, torch.Tensor]:
+    out = {f"ids.{kind}.{name}": token_ids(tokenizer, prompt, length) for name, prompt in PROMPTS.items()}
+    # one token too short, just long enough, one to pad
+    n = len(tokenizer(PROMPTS["plain"]).input_ids)
+    return out | {
+        f"ids_at.{kind}.{length}": token_ids(tokenizer, PROMPTS["plain"], length) for length in (n - 1, n, n + 1)}
 
-    clip, t5 = pipe.text_encoder, pipe.text_encoder_2
+
+def clip_goldens(kind: str, tokenizer, clip) -> dict[str, torch.Tensor]:
+    out = id_goldens(kind, tokenizer, 77)
+    pooled: dict[str, torch.Tensor] = {}
+    projects = isinstance(clip, CLIPTextModelWithProjection)
+    if projects:
+        # its output has no `pooler_output`
+        clip.text_projection.register_forward_hook(lambda _module, args, _output: pooled.update(before=args[0].clone()))
+    for name in PROMPTS:
+        states = clip(out[f"ids.{kind}.{name}"], output_hidden_states=True)
+        out[f"{kind}.{name}.pooled"] = pooled["before"] if projects else states.pooler_output
+        if projects:
+            out[f"{kind}.{name}.text_embeds"] = states.text_embeds
+        if name in ("plain", "long"):
+            out |= under(f"{kind}.{name}.hidden", dict(enumerate(states.hidden_states)))
+            out[f"{kind}.{name}.last"] = states.last_hidden_state
+    return out
+
+
+def t5_goldens(tokenizer, t5: T5EncoderModel, masked: bool = False) -> dict[str, torch.Tensor]:
+    """`masked`: padding is hidden, as PixArt has it."""
+    out = id_goldens("t5", tokenizer, 32)
     layers: dict[str, torch.Tensor] = {}
     for i, block in enumerate(t5.encoder.block):
         hook(layers, str(i), block.layer[-1])
-    for name in PROMPTS:
-        states = clip(out[f"ids.clip.{name}"], output_hidden_states=True)
-        out[f"clip.{name}.pooled"] = states.pooler_output
-        if name not in ("plain", "long"):
-            continue
-        out |= under(f"clip.{name}.hidden", dict(enumerate(states.hidden_states)))
-        out[f"clip.{name}.last"] = states.last_hidden_state
+    for name in ("plain", "long"):
+        ids = out[f"ids.t5.{name}"]
+        mask = (ids != tokenizer.pad_token_id).long() if masked else None
         layers.clear()
-        states = t5(out[f"ids.t5.{name}"], output_hidden_states=True)
+        states = t5(ids, attention_mask=mask, output_hidden_states=True)
+        if masked:
+            out[f"t5.{name}.mask"] = mask
         out |= under(f"t5.{name}.hidden", dict(enumerate(states.hidden_states)))
         out |= under(f"t5.{name}.layer", layers)
         out[f"t5.{name}.last"] = states.last_hidden_state
-
     out["t5.bias"] = t5.encoder.block[0].layer[0].SelfAttention.compute_bias(32, 32)
+    return out
+
+
+def goldens(pipe) -> dict[str, torch.Tensor]:
+    """Flux's two."""
+    out = clip_goldens("clip", pipe.tokenizer, pipe.text_encoder)
+    out |= t5_goldens(pipe.tokenizer_2, pipe.text_encoder_2)
     # upstream's buckets for every distance a prompt of 512 tokens has; f32 logarithms decide where they change
     distances = torch.arange(-511, 512)
     out["t5.buckets.distance"] = distances
