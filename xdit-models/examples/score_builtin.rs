@@ -1,6 +1,7 @@
 //! Draws the held-out captions with the built-in model and counts the pictures that show what they should.
 //!
-//! `cargo run --release --example score_builtin [-- FOLDER [CAPTIONS]]`: another pipeline folder, other captions.
+//! `cargo run --release --example score_builtin [-- FOLDER [CAPTIONS [CFG]]]`: another pipeline folder, other captions,
+//! classifier-free guidance away from an empty prompt.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ fn main() -> Result<()> {
         .next()
         .map(PathBuf::from)
         .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../xdit-testing/tiny-flux/captions.txt"));
+    let cfg: Option<f32> = args.next().map(|scale| scale.parse()).transpose().context("CFG is not a number")?;
     let captions = std::fs::read_to_string(&captions).with_context(|| captions.display().to_string())?;
     let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
 
@@ -25,7 +27,9 @@ fn main() -> Result<()> {
     let mut wrong: BTreeMap<String, usize> = BTreeMap::new();
     for (i, caption) in captions.iter().enumerate() {
         let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;
-        let output = pipeline.generate(&Request { seed: i as u64, ..Request::new(caption) }, &mut ())?.remove(0);
+        let negative_prompts = cfg.map(|_| String::new()).into_iter().collect();
+        let request = Request { seed: i as u64, true_cfg_scale: cfg, negative_prompts, ..Request::new(caption) };
+        let output = pipeline.generate(&request, &mut ())?.remove(0);
         let Content::Picture { width, height, rgb } = output.content else { unreachable!("a picture was asked for") };
         if let Err(why) = scene::check(&scene, &rgb, width, height) {
             println!("{i:3} {caption:?}: {why}");
