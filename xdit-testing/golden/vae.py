@@ -23,10 +23,13 @@ def build(
     vae.save_pretrained(folder)
 
 
-def goldens(folder: Path, height: int = 6, width: int = 10, tiled: bool = True) -> dict[str, torch.Tensor]:
+def goldens(
+    folder: Path, size: tuple[int, int] = (6, 10), tiled: tuple[int, int] | None = (12, 20),
+) -> dict[str, torch.Tensor]:
+    """`size`, `tiled`: how many latents are decoded as a whole and in tiles."""
     vae = AutoencoderKL.from_pretrained(folder).eval()
     channels = vae.config.latent_channels
-    latent = torch.randn(1, channels, height, width)
+    latent = torch.randn(1, channels, *size)
     parts = {"latent": latent}
     if vae.post_quant_conv is not None:
         hook(parts, "post_quant_conv", vae.post_quant_conv)
@@ -35,14 +38,14 @@ def goldens(folder: Path, height: int = 6, width: int = 10, tiled: bool = True) 
     for i, block in enumerate(vae.decoder.up_blocks):
         hook(parts, f"up.{i}", block)
     parts["out"] = vae.decode(latent, return_dict=False)[0]
-    if not tiled:
+    if tiled is None:
         return under("vae", parts)
 
-    # tiles of 8 x 8 latents, 6 apart: 2 x 4 of them, of which the last ones of a row are 2 wide
+    # tiles of 8 x 8 latents, 6 apart: of 12 x 20, 2 x 4 of them, of which the last ones of a row are 2 wide
     vae = AutoencoderKL.from_pretrained(folder).eval()
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = TILE, TILE // 8, 0.25
-    latent = torch.randn(1, channels, 12, 20)
+    latent = torch.randn(1, channels, *tiled)
     parts |= {
         "tiled.latent": latent, "tiled.out": vae.decode(latent, return_dict=False)[0],
         "tiled.tile_sample_min_size": torch.tensor(TILE), "tiled.tile_latent_min_size": torch.tensor(TILE // 8),
