@@ -1,4 +1,4 @@
-"""Tiny tokenizers and text encoders of the two kinds that the pipelines have, CLIP and T5, and what they put out."""
+"""Tiny tokenizers and text encoders, and what they put out: CLIP and T5, and BERT and mT5 as Hunyuan has them."""
 
 import io
 import json
@@ -11,7 +11,9 @@ from common import PROMPTS, hook, randomise, under
 from safetensors.torch import load, save_file
 from tokenizers import pre_tokenizers
 from transformers import (
-    CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer)
+    BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer,
+    T5Config, T5EncoderModel, T5Tokenizer)
+from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.models.t5.modeling_t5 import T5Attention
 
 # what both tokenizers are trained on; some letters of PROMPTS are missing on purpose
@@ -41,6 +43,16 @@ a wolf howling at the full moon, ink drawing, high contrast
 logo of a coffee shop, flat vector, minimal, two colours
 a long bridge across the river in the fog, early morning
 steam train crossing a stone viaduct, valley below, 1920s postcard
+""".strip().splitlines()
+
+# what the tokenizers of models for Chinese and English are trained on as well
+CHINESE = """
+一个宇航员在骑马
+一只红色的猫坐在白色的桌子上
+一只黑色的猫和一只白色的狗
+月光下的山和湖，水墨画
+请将“杞人忧天”的样子画出来
+古老的城市，早上的雾，电影感
 """.strip().splitlines()
 
 
@@ -113,32 +125,98 @@ def clip_tokenizer(folder: Path, published: bool, pad: str = "<|endoftext|>") ->
     return tokenizer
 
 
+def pieces(sentences: list[str], normal_form: str = "nmt_nfkc", **options) -> bytes:
+    """A unigram model as T5's are."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, hard_vocab_limit=False, character_coverage=1.0,
+        normalization_rule_name=normal_form, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
+        **options)
+    return model.getvalue()
+
+
+T5_ENDS = {0: "<pad>", 1: "</s>", 2: "<unk>"}
+T5_NAMED = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def t5_named_with_flags() -> dict:
+    return {k: {key: x for key, x in added(v).items() if key != "special"} for k, v in T5_NAMED.items()}
+
+
 def t5_tokenizer(folder: Path, published: bool) -> T5Tokenizer:
     """A unigram model as T5's, 100 `<extra_id_*>` behind it. `published` leaves `spiece.model` alone."""
     folder.mkdir(parents=True)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=300, hard_vocab_limit=False,
-        character_coverage=1.0, normalization_rule_name="nmt_nfkc", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        num_threads=1, minloglevel=2)
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    n = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    ends = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    model = pieces(SENTENCES, vocab_size=300)
+    (folder / "spiece.model").write_bytes(model)
+    n = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     extra = [f"<extra_id_{i}>" for i in range(100)]
-    decoder = {0: "<pad>", 1: "</s>", 2: "<unk>", **{n + i: x for i, x in enumerate(reversed(extra))}}
+    decoder = {**T5_ENDS, **{n + i: x for i, x in enumerate(reversed(extra))}}
     write_json(folder / "tokenizer_config.json", {
         "add_prefix_space": True, "added_tokens_decoder": {str(i): added(x) for i, x in decoder.items()},
-        "additional_special_tokens": extra, "clean_up_tokenization_spaces": True, **ends, "extra_ids": 100,
+        "additional_special_tokens": extra, "clean_up_tokenization_spaces": True, **T5_NAMED, "extra_ids": 100,
         "legacy": True, "model_max_length": 512, "sp_model_kwargs": {}, "tokenizer_class": "T5Tokenizer",
     })
-    write_json(folder / "special_tokens_map.json", {
-        "additional_special_tokens": extra,
-        **{k: {key: x for key, x in added(v).items() if key != "special"} for k, v in ends.items()},
-    })
+    write_json(folder / "special_tokens_map.json", {"additional_special_tokens": extra, **t5_named_with_flags()})
     tokenizer = T5Tokenizer.from_pretrained(folder)
     assert len(tokenizer) == n + 100
     if not published:
         tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def mt5_tokenizer(folder: Path, published: bool) -> T5Tokenizer:
+    """A unigram model as mT5's: a piece for each byte, and 100 `▁<extra_id_*>` that are pieces themselves, 10 here.
+    `published` leaves `spiece.model` alone, otherwise there is `tokenizer.json` alone, without a map of characters.
+    """
+    folder.mkdir(parents=True)
+    ModelProto = import_protobuf().ModelProto
+    normal_form = "nmt_nfkc" if published else "identity"
+    model = ModelProto.FromString(pieces(SENTENCES + CHINESE, normal_form, vocab_size=640, byte_fallback=True))
+    for i in reversed(range(10)):
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=ModelProto.SentencePiece.USER_DEFINED)
+    (folder / "spiece.model").write_bytes(model.SerializeToString(deterministic=True))
+    write_json(folder / "tokenizer_config.json", {
+        "added_tokens_decoder": {str(i): added(x) for i, x in T5_ENDS.items()}, "additional_special_tokens": [],
+        "clean_up_tokenization_spaces": True, **T5_NAMED, "extra_ids": 0, "legacy": True,
+        "model_max_length": 1000000000000000019884624838656, "sp_model_kwargs": {}, "tokenizer_class": "T5Tokenizer",
+    })
+    write_json(folder / "special_tokens_map.json", t5_named_with_flags())
+    tokenizer = T5Tokenizer.from_pretrained(folder)
+    if not published:
+        tokenizer.save_pretrained(folder)
+        (folder / "spiece.model").unlink()
+    return tokenizer
+
+
+def bert_vocabulary() -> list[str]:
+    """Special tokens, characters, whole words and ends of words. Some letters are missing on purpose."""
+    words = Counter(word for line in SENTENCES for word in line.lower().split() if word.isalpha())
+    words = sorted((word for word, count in words.items() if count > 1 and len(word) > 1), key=lambda x: (-words[x], x))
+    letters = list("abcdefghijklmnoprstuvwxyz0123456789")
+    chinese = sorted({c for line in CHINESE for c in line if c.isalpha()} | {"日", "本"})
+    ends = ["ing", "ed", "er", "s", "es", "ly", "tion", "naut", "de", "rs", "ion", "al", "e", "ors", "ty"]
+    return list(dict.fromkeys([
+        "[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!\"#'(),-./:;?[]_{}，“”。", *letters, *chinese,
+        *"APOé", *(f"##{c}" for c in [*letters, *"ANSTRO", "é", "的", "猫", "本"]), *words, "zurich", "cafe",
+        *(f"##{end}" for end in ends)]))
+
+
+def bert_tokenizer(folder: Path, published: bool) -> BertTokenizer:
+    """Word pieces as BERT's for Chinese: every Chinese character is a word. `published` leaves `vocab.txt` alone."""
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("".join(f"{x}\n" for x in bert_vocabulary()), encoding="utf-8")
+    named = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]",
+             "unk_token": "[UNK]"}
+    write_json(folder / "tokenizer_config.json", {
+        "clean_up_tokenization_spaces": True, **named, "do_basic_tokenize": True, "do_lower_case": published,
+        "model_max_length": 77, "never_split": None, "strip_accents": None if published else True,
+        "tokenize_chinese_chars": True, "tokenizer_class": "BertTokenizer",
+    })
+    write_json(folder / "special_tokens_map.json", named)
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    if not published:
+        tokenizer.save_pretrained(folder)
+        (folder / "vocab.txt").unlink()
     return tokenizer
 
 
@@ -177,6 +255,24 @@ def t5_encoder(tokenizer: T5Tokenizer, folder: Path, published: bool, layers: in
     model.save_pretrained(folder, max_shard_size="80KB" if published else "1GB")
 
 
+def bert_encoder(tokenizer: BertTokenizer, folder: Path, published: bool, layers: int) -> None:
+    model = randomise(BertModel(BertConfig(
+        vocab_size=len(tokenizer) + 5, hidden_size=24 if published else 32, num_hidden_layers=layers,
+        num_attention_heads=3 if published else 4, intermediate_size=40, max_position_embeddings=80)))
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = load(path.read_bytes())
+    if published:
+        # as transformers 4 wrote it until its version 4.31
+        tensors["embeddings.position_ids"] = torch.arange(80).unsqueeze(0)
+    else:
+        # a whole BertForPreTraining, of which BertModel is the part with the prefix
+        tensors = {f"bert.{name}": x for name, x in tensors.items()}
+        tensors["cls.predictions.bias"] = torch.zeros(len(tokenizer) + 5)
+        tensors["cls.seq_relationship.weight"], tensors["cls.seq_relationship.bias"] = torch.zeros(2, 32), torch.zeros(2)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def build(folder: Path, published: bool, layers: int) -> None:
     tokenizer = clip_tokenizer(folder / "tokenizer", published)
     clip_encoder(tokenizer, folder / "text_encoder", published, layers)
@@ -184,9 +280,20 @@ def build(folder: Path, published: bool, layers: int) -> None:
     t5_encoder(tokenizer_2, folder / "text_encoder_2", published, layers)
 
 
+def build_bert_mt5(folder: Path, published: bool, layers: int) -> None:
+    tokenizer = bert_tokenizer(folder / "tokenizer", published)
+    bert_encoder(tokenizer, folder / "text_encoder", published, layers)
+    tokenizer_2 = mt5_tokenizer(folder / "tokenizer_2", published)
+    t5_encoder(tokenizer_2, folder / "text_encoder_2", published, layers, width=24)
+
+
+def tokens(tokenizer, prompt: str, length: int):
+    """As pipelines call their tokenizers: `input_ids` and `attention_mask`."""
+    return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
 def token_ids(tokenizer, prompt: str, length: int) -> torch.Tensor:
-    """As pipelines call their tokenizers."""
-    return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return tokens(tokenizer, prompt, length).input_ids
 
 
 def id_goldens(kind: str, tokenizer, length: int) -> dict[str, torch.Tensor]:
@@ -244,3 +351,51 @@ def goldens(pipe) -> dict[str, torch.Tensor]:
     out["t5.buckets.distance"] = distances
     out["t5.buckets.bucket"] = T5Attention._relative_position_bucket(distances, True, 32, 128)
     return out
+
+
+def masked_goldens(pipe, kinds: dict, prompts: dict[str, str], detailed: list[str]) -> dict[str, torch.Tensor]:
+    """Tokens of all prompts and what encoders that do not look at padding make of them.
+
+    `kinds` maps a key to a tokenizer, an encoder, a length, and the prompts whose states are kept; of those in
+    `detailed` every layer's are.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for kind, (tokenizer, encoder, length, states_of) in kinds.items():
+        for name, prompt in prompts.items():
+            inputs = tokens(tokenizer, prompt, length)
+            out[f"ids.{kind}.{name}"], out[f"mask.{kind}.{name}"] = inputs.input_ids, inputs.attention_mask.bool()
+            if name not in states_of:
+                continue
+            # as pipelines do it: without token types
+            states = encoder(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True)
+            out[f"{kind}.{name}.last"] = states.last_hidden_state
+            if name in detailed:
+                out |= under(f"{kind}.{name}.hidden", dict(enumerate(states.hidden_states)))
+    return out
+
+
+def cut_off(tokenizer, prompts: dict[str, str], length: int) -> dict[str, str]:
+    """The parts of prompts for which there is no room, as pipelines warn of them."""
+    out = {}
+    for name, prompt in prompts.items():
+        ids = tokenizer(prompt, padding="longest", return_tensors="pt").input_ids
+        if ids.shape[-1] > length:
+            out[name] = tokenizer.batch_decode(ids[:, length - 1 : -1], clean_up_tokenization_spaces=False)[0]
+    return out
+
+
+# options of tokenizer_config.json, of which the folders have two combinations
+BERT_VARIANTS = {
+    "lower": {},
+    "cased": {"do_lower_case": False},
+    "cased_stripped": {"do_lower_case": False, "strip_accents": True},
+    "accents": {"strip_accents": False},
+    "whole": {"tokenize_chinese_chars": False},
+}
+
+
+def bert_variants(prompts: dict[str, str]) -> dict[str, torch.Tensor]:
+    vocabulary = {token: i for i, token in enumerate(bert_vocabulary())}
+    return {
+        f"ids.bert.{variant}.{name}": token_ids(BertTokenizer(vocab=vocabulary, **options), prompt, 77)
+        for variant, options in BERT_VARIANTS.items() for name, prompt in prompts.items()}
