@@ -95,6 +95,12 @@ impl HunyuanDitConfig {
                 return bad(format!("{name} must be positive"));
             }
         }
+        if self.num_layers > 1 && !self.num_layers.is_multiple_of(2) {
+            return bad(format!(
+                "num_layers={} must be even: a block of the second half takes up one of the first",
+                self.num_layers
+            ));
+        }
         let (n, dim, d) = (self.num_attention_heads, self.attention_head_dim, self.hidden_size);
         if n * dim != d || dim % 4 != 0 {
             return bad(format!(

@@ -70,6 +70,11 @@ fn check(name: &str) {
     for (key, case) in cases {
         let size = (case.width, case.height);
         let mut request = case.request();
+        if key == "floor" {
+            // upstream cuts a size to whole tokens; here it is refused
+            assert!(pipeline.settings(&request).is_err());
+            continue;
+        }
         let mut draw = |request: &Request| {
             let outputs = pipeline.generate(request, &mut ()).unwrap_or_else(|e| panic!("{key}: {e}"));
             outputs.into_iter().next().expect("one result").content

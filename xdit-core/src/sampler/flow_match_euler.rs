@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::spacing::{Respacing, check_steps, linspace};
 use super::{History, Rows, Sampler, SamplerError};
 
 /// `scheduler_config.json`, with upstream's defaults.
@@ -81,11 +82,6 @@ pub fn calculate_shift(n_tokens: usize, config: &FlowMatchEulerConfig) -> f64 {
     n_tokens as f64 * slope + (config.base_shift - slope * base)
 }
 
-/// More steps than anyone takes.
-const MAX_STEPS: usize = 1 << 16;
-/// It takes about 5.
-const MAX_NEWTON: usize = 20;
-
 /// The sampler.
 #[derive(Debug, Clone)]
 pub struct FlowMatchEuler {
@@ -106,24 +102,17 @@ impl FlowMatchEuler {
         sigmas: Option<&[f64]>,
         mu: Option<f64>,
     ) -> Result<Self, SamplerError> {
-        let choices = [config.use_karras_sigmas, config.use_exponential_sigmas, config.use_beta_sigmas];
-        if choices.iter().filter(|set| **set).count() > 1 {
-            return Err(SamplerError::Conflict);
-        }
+        let respacing =
+            Respacing::chosen(config.use_karras_sigmas, config.use_exponential_sigmas, config.use_beta_sigmas)?;
         if config.stochastic_sampling {
             return Err(SamplerError::Unsupported { option: "stochastic_sampling" });
         }
-        if n_steps == 0 {
-            return Err(SamplerError::NoSteps);
-        }
-        if n_steps > MAX_STEPS {
-            return Err(SamplerError::TooManySteps { n_steps, max: MAX_STEPS });
-        }
+        check_steps(n_steps, usize::MAX)?;
         if let Some(n_sigmas) = sigmas.map(<[f64]>::len).filter(|n| *n != n_steps) {
             return Err(SamplerError::Length { n_sigmas, n_steps });
         }
         if config.num_train_timesteps == 0 {
-            return Err(SamplerError::NoTrainTimesteps);
+            return Err(SamplerError::NoTrainTimesteps { n_train: 0, n_betas: 0 });
         }
 
         // every operation on f32 arrays upstream rounds to f32; f64 and one rounding after it give the same
@@ -160,14 +149,8 @@ impl FlowMatchEuler {
             let scale = round(round(1.0 - last) / round(1.0 - terminal));
             values.iter_mut().for_each(|s| *s = round(1.0 - round(round(1.0 - *s) / scale)));
         }
-        let (max, min) = (values[0], values[n_steps - 1]);
-        if config.use_karras_sigmas {
-            let (max, min) = (max.powf(1.0 / 7.0), min.powf(1.0 / 7.0));
-            values = linspace(0.0, 1.0, n_steps).map(|ramp| (max + ramp * (min - max)).powf(7.0)).collect();
-        } else if config.use_exponential_sigmas {
-            values = linspace(max.ln(), min.ln(), n_steps).map(f64::exp).collect();
-        } else if config.use_beta_sigmas {
-            values = linspace(0.0, 1.0, n_steps).map(|p| min + beta_quantile(1.0 - p) * (max - min)).collect();
+        if let Some(respacing) = respacing {
+            values = respacing.between(values[0], values[n_steps - 1], n_steps);
         }
 
         let mut sigmas: Vec<f32> = values.iter().map(|s| *s as f32).collect();
@@ -186,40 +169,6 @@ impl FlowMatchEuler {
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
     }
-}
-
-/// The quantile `p` of the beta distribution with both parameters 0.6, `scipy.stats.beta.ppf(p, 0.6, 0.6)`.
-fn beta_quantile(p: f64) -> f64 {
-    const A: f64 = 0.6;
-    /// The beta function of both parameters.
-    const BETA: f64 = 2.415_344_208_002_471_4;
-    // symmetric; below a half the series converges fast
-    if p > 0.5 {
-        return 1.0 - beta_quantile(1.0 - p);
-    }
-    // Newton's method for u = x^A, in which the distribution is nearly a line
-    let mut u = p * A * BETA;
-    for _ in 0..MAX_NEWTON {
-        let x = u.powf(1.0 / A);
-        let (mut sum, mut term, mut k) = (0.0, 1.0, 0.0);
-        while term > f64::EPSILON * 1e-2 {
-            sum += term / (A + k);
-            k += 1.0;
-            term *= x * (k - A) / k;
-        }
-        let next = u - (u * sum / BETA - p) * A * BETA * (1.0 - x).powf(1.0 - A);
-        if (next - u).abs() <= f64::EPSILON * u {
-            break;
-        }
-        u = next;
-    }
-    u.powf(1.0 / A)
-}
-
-/// numpy's `linspace` with both ends.
-fn linspace(from: f64, to: f64, n: usize) -> impl Iterator<Item = f64> {
-    let step = (to - from) / (n - 1).max(1) as f64;
-    (0..n).map(move |i| if i > 0 && i + 1 == n { to } else { from + i as f64 * step })
 }
 
 impl Sampler for FlowMatchEuler {
@@ -247,15 +196,14 @@ mod tests {
         let dynamic = FlowMatchEulerConfig { use_dynamic_shifting: true, ..plain.clone() };
         assert_eq!(refused(dynamic.clone(), 4, None, None), SamplerError::NoShift);
         assert_eq!(refused(plain.clone(), 0, None, None), SamplerError::NoSteps);
-        let max = MAX_STEPS;
-        assert_eq!(
+        assert!(matches!(
             refused(plain.clone(), usize::MAX, None, None),
-            SamplerError::TooManySteps { n_steps: usize::MAX, max }
-        );
+            SamplerError::TooManySteps { n_steps: usize::MAX, .. }
+        ));
         let length = SamplerError::Length { n_sigmas: 2, n_steps: 4 };
         assert_eq!(refused(plain.clone(), 4, Some(&[1.0, 0.5]), None), length);
         let config = FlowMatchEulerConfig { num_train_timesteps: 0, ..plain.clone() };
-        assert_eq!(refused(config, 1, Some(&[1.0]), None), SamplerError::NoTrainTimesteps);
+        assert_eq!(refused(config, 1, Some(&[1.0]), None), SamplerError::NoTrainTimesteps { n_train: 0, n_betas: 0 });
         let config = FlowMatchEulerConfig { stochastic_sampling: true, ..plain.clone() };
         assert_eq!(refused(config, 4, None, None), SamplerError::Unsupported { option: "stochastic_sampling" });
         let config = FlowMatchEulerConfig { use_beta_sigmas: true, use_karras_sigmas: true, ..plain.clone() };

@@ -1,8 +1,23 @@
 //! Samplers: how a prediction moves the latents one step on.
 
+mod ddim;
+mod ddpm;
+mod dpm_solver_multistep;
+mod euler_discrete;
 mod flow_match_euler;
+mod spacing;
+mod training;
 
 use burn::tensor::Tensor;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use ddim::{Ddim, DdimConfig};
+pub use ddpm::{Ddpm, DdpmConfig, VarianceType};
+pub use dpm_solver_multistep::{Algorithm, DpmSolverMultistep, DpmSolverMultistepConfig, Solver};
+pub use euler_discrete::{EulerDiscrete, EulerDiscreteConfig, FinalSigmas, Interpolation, TimestepType};
+pub use spacing::TimestepSpacing;
+pub use training::{BetaSchedule, PredictionType, Training};
 
 pub use flow_match_euler::{FlowMatchEuler, FlowMatchEulerConfig, TimeShift, calculate_shift};
 
@@ -59,11 +74,37 @@ pub struct Flow {
     pub n_tokens: usize,
 }
 
-/// TEMP
-pub fn from_config(config: &serde_json::Value, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, SamplerError> {
-    let config: FlowMatchEulerConfig = serde_json::from_value(config.clone()).map_err(|_| SamplerError::Conflict)?;
-    let mu = calculate_shift(flow.n_tokens, &config);
-    Ok(Box::new(FlowMatchEuler::new(&config, n_steps, flow.sigmas.as_deref(), Some(mu))?))
+/// The sampler that `scheduler_config.json` names by its `_class_name`.
+///
+/// # Errors
+/// A class that is not built; a configuration that does not parse or cannot work.
+pub fn from_config(config: &Value, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, SamplerError> {
+    let class = config.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+    Ok(match class {
+        "FlowMatchEulerDiscreteScheduler" => {
+            let config: FlowMatchEulerConfig = parse(class, config)?;
+            let mu = calculate_shift(flow.n_tokens, &config);
+            Box::new(FlowMatchEuler::new(&config, n_steps, flow.sigmas.as_deref(), Some(mu))?)
+        }
+        "DDIMScheduler" => Box::new(Ddim::new(&parse(class, config)?, n_steps, 0.0)?),
+        "DDPMScheduler" => Box::new(Ddpm::new(&parse(class, config)?, n_steps)?),
+        "DPMSolverMultistepScheduler" => Box::new(DpmSolverMultistep::new(&parse(class, config)?, n_steps)?),
+        "EulerDiscreteScheduler" => Box::new(EulerDiscrete::new(&parse(class, config)?, n_steps)?),
+        other => return Err(SamplerError::UnknownClass { class: other.into(), supported: SUPPORTED.join(", ") }),
+    })
+}
+
+/// Classes that [`from_config`] builds.
+pub const SUPPORTED: &[&str] = &[
+    "FlowMatchEulerDiscreteScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+];
+
+fn parse<T: DeserializeOwned>(class: &str, config: &Value) -> Result<T, SamplerError> {
+    T::deserialize(config).map_err(|e| SamplerError::Config { class: class.into(), message: e.to_string() })
 }
 
 /// What is wrong with a scheduler's configuration or with the number of steps.
@@ -88,9 +129,40 @@ pub enum SamplerError {
         /// How many steps there are.
         n_steps: usize,
     },
-    /// Sigma 1 has no timestep.
-    #[error("num_train_timesteps is 0")]
-    NoTrainTimesteps,
+    /// Nothing that a model could have been trained with.
+    #[error(
+        "num_train_timesteps is {n_train} and the number of trained_betas {n_betas}; both must be equal, at least 1"
+    )]
+    NoTrainTimesteps {
+        /// The former.
+        n_train: usize,
+        /// The latter; the former where there are none.
+        n_betas: usize,
+    },
+    /// A step that the training did not have.
+    #[error("the scheduler's configuration yields timestep {timestep} of {n_train}")]
+    Timestep {
+        /// What came out.
+        timestep: f64,
+        /// How many there are.
+        n_train: usize,
+    },
+    /// A scheduler that is not built.
+    #[error("scheduler {class:?} is not supported; supported are {supported}")]
+    UnknownClass {
+        /// Its class.
+        class: String,
+        /// What there is.
+        supported: String,
+    },
+    /// A configuration that does not parse.
+    #[error("{class} config: {message}")]
+    Config {
+        /// The scheduler's class.
+        class: String,
+        /// serde's message.
+        message: String,
+    },
     /// The configuration needs a shift that depends on the number of tokens.
     #[error("use_dynamic_shifting needs the number of image tokens")]
     NoShift,

@@ -1,0 +1,144 @@
+//! `DDPMScheduler`: arXiv 2006.11239, with new noise at every step but the last.
+//!
+//! Mirrors `src/diffusers/schedulers/scheduling_ddpm.py`.
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use super::spacing::{TimestepSpacing, check_steps};
+use super::training::{PredictionType, Training, whole};
+use super::{History, Rows, Sampler, SamplerError};
+
+/// `scheduler_config.json`, with upstream's defaults.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct DdpmConfig {
+    /// The training's noise.
+    #[serde(flatten)]
+    pub training: Training,
+    /// Variance of the noise that is added.
+    pub variance_type: VarianceType,
+    /// Whether the predicted picture is kept within `clip_sample_range`.
+    pub clip_sample: bool,
+    /// Its largest magnitude.
+    pub clip_sample_range: f64,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    /// Dynamic thresholding; not built, as it needs the whole picture.
+    pub thresholding: bool,
+    /// Which timesteps are taken.
+    pub timestep_spacing: TimestepSpacing,
+    /// Added to `leading` timesteps.
+    pub steps_offset: usize,
+}
+
+/// Variance of the noise that is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VarianceType {
+    /// The posterior's.
+    FixedSmall,
+    /// The same by way of its logarithm.
+    FixedSmallLog,
+    /// The step's own.
+    FixedLarge,
+    /// The logarithm of it, whose root upstream takes; not built.
+    FixedLargeLog,
+    /// Predicted by the model; not built, as pipelines throw it away.
+    Learned,
+    /// Predicted by the model; not built, as pipelines throw it away.
+    LearnedRange,
+}
+
+impl Default for DdpmConfig {
+    fn default() -> Self {
+        Self {
+            training: Training::default(),
+            variance_type: VarianceType::FixedSmall,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            prediction_type: PredictionType::Epsilon,
+            thresholding: false,
+            timestep_spacing: TimestepSpacing::Leading,
+            steps_offset: 0,
+        }
+    }
+}
+
+/// The sampler.
+#[derive(Debug, Clone)]
+pub struct Ddpm {
+    config: DdpmConfig,
+    timesteps: Vec<f32>,
+    steps: Vec<Step>,
+}
+
+/// One step's numbers.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    signal: f32,
+    noise: f32,
+    // what the predicted picture and the latents are multiplied by
+    picture: f32,
+    latents: f32,
+    // standard deviation of the new noise; none at timestep 0
+    added: Option<f32>,
+}
+
+impl Ddpm {
+    /// # Errors
+    /// No steps or more than the training had; options that are not built; timesteps that the training did not have.
+    pub fn new(config: &DdpmConfig, n_steps: usize) -> Result<Self, SamplerError> {
+        if config.thresholding {
+            return Err(SamplerError::Unsupported { option: "thresholding" });
+        }
+        match config.variance_type {
+            VarianceType::FixedSmall | VarianceType::FixedSmallLog | VarianceType::FixedLarge => {}
+            _ => return Err(SamplerError::Unsupported { option: "variance_type" }),
+        }
+        let all = config.training.signal()?;
+        check_steps(n_steps, all.len())?;
+        let timesteps = config.timestep_spacing.timesteps(all.len(), n_steps, config.steps_offset);
+        let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
+        let at = whole(&timesteps, all.len())?;
+        let steps = (0..at.len()).map(|i| {
+            let (now, next) = (all[at[i]], at.get(i + 1).map_or(1.0, |t| all[*t]));
+            let (noise, next_noise, kept) = (1.0 - now, 1.0 - next, now / next);
+            let new = 1.0 - kept;
+            let small = (next_noise / noise * new).max(1e-20);
+            let variance = if config.variance_type == VarianceType::FixedLarge { new } else { small };
+            Step {
+                signal: now.sqrt(),
+                noise: noise.sqrt(),
+                picture: next.sqrt() * new / noise,
+                latents: kept.sqrt() * next_noise / noise,
+                added: (at[i] > 0).then(|| variance.sqrt()),
+            }
+        });
+        let steps: Vec<_> = steps.collect();
+        Ok(Self { config: config.clone(), timesteps: timesteps.iter().map(|t| *t as f32).collect(), steps })
+    }
+}
+
+impl Sampler for Ddpm {
+    fn timesteps(&self) -> &[f32] {
+        &self.timesteps
+    }
+
+    fn needs_noise(&self, i: usize) -> bool {
+        self.steps[i].added.is_some()
+    }
+
+    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
+        let (Rows { latents, prediction, noise }, step) = (rows, self.steps[i]);
+        let mut picture = self.config.prediction_type.picture(&latents, prediction, step.signal, step.noise);
+        if self.config.clip_sample {
+            picture = picture.clamp(-self.config.clip_sample_range, self.config.clip_sample_range);
+        }
+        let mean = picture * step.picture + latents * step.latents;
+        match (step.added, noise) {
+            (Some(deviation), Some(noise)) => mean + noise * deviation,
+            _ => mean,
+        }
+    }
+}
