@@ -68,10 +68,10 @@ pub struct Generate {
     pub skip_layer_guidance_scale: f32,
     /// Part of the steps after which it starts
     #[arg(long, default_value_t = 0.01, value_name = "PART")]
-    pub skip_layer_guidance_start: f32,
+    pub skip_layer_guidance_start: f64,
     /// Part of the steps at which it stops
     #[arg(long, default_value_t = 0.2, value_name = "PART")]
-    pub skip_layer_guidance_stop: f32,
+    pub skip_layer_guidance_stop: f64,
     /// Draw at exactly the size asked for, also where the model was trained on few sizes (PixArt, HunyuanDiT)
     #[arg(long)]
     pub no_resolution_binning: bool,

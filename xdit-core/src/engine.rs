@@ -76,15 +76,15 @@ pub struct SkipLayers {
     /// How much.
     pub scale: f32,
     /// From which part of the steps on, 0 to 1, itself excluded.
-    pub start: f32,
+    pub start: f64,
     /// Up to which part of the steps, itself excluded.
-    pub stop: f32,
+    pub stop: f64,
 }
 
 impl SkipLayers {
     fn at(&self, step: usize, n_steps: usize) -> bool {
         let (step, n) = (step as f64, n_steps as f64);
-        step > n * f64::from(self.start) && step < n * f64::from(self.stop)
+        step > n * self.start && step < n * self.stop
     }
 }
 

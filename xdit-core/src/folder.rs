@@ -283,7 +283,7 @@ impl PipelineFolder {
 
     fn json<T: DeserializeOwned>(&self, rel: &str, max: u64) -> Result<T, LoadError> {
         let text = self.text(rel, max)?;
-        serde_json::from_str(&text).map_err(|source| LoadError::Json { path: self.path(rel), source })
+        serde_json::from_str(&finite(&text)).map_err(|source| LoadError::Json { path: self.path(rel), source })
     }
 
     fn text(&self, rel: &str, max: u64) -> Result<Cow<'static, str>, LoadError> {
@@ -344,6 +344,34 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Whether `name` can be a component's: it becomes a folder's name and part of messages.
+/// Python's `json` writes infinities by name, which is not JSON; schedulers' configurations hold some. The largest
+/// numbers stand for them here.
+fn finite(text: &str) -> Cow<'_, str> {
+    if !text.contains("Infinity") {
+        return Cow::Borrowed(text);
+    }
+    // outside of strings; what a backslash comes before ends none
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut in_string = false;
+    while let Some(c) = rest.chars().next() {
+        if !in_string && rest.starts_with("Infinity") {
+            out.push_str("1e308");
+            rest = &rest["Infinity".len()..];
+            continue;
+        }
+        let mut n = c.len_utf8();
+        match c {
+            '"' => in_string = !in_string,
+            '\\' if in_string => n += rest[n..].chars().next().map_or(0, char::len_utf8),
+            _ => {}
+        }
+        out.push_str(&rest[..n]);
+        rest = &rest[n..];
+    }
+    Cow::Owned(out)
+}
+
 fn is_component_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }

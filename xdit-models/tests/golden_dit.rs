@@ -56,7 +56,9 @@ impl Parts {
     }
 
     fn mask(&self, key: &str) -> Option<Vec<Vec<bool>>> {
-        Some(self.0.ids(&format!("transformer.{key}")).iter().map(|row| row.iter().map(|x| *x != 0).collect()).collect())
+        Some(
+            self.0.ids(&format!("transformer.{key}")).iter().map(|row| row.iter().map(|x| *x != 0).collect()).collect(),
+        )
     }
 
     /// Of a batch only the picture `i`.
@@ -122,10 +124,8 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
     close("out", dit.head(x, &cond), want.clone());
 
     // the second picture of the batch by itself
-    let one = |x: TextStates| TextStates {
-        states: x.states.narrow(0, 1, 1),
-        seen: x.seen.map(|seen| vec![seen[1].clone()]),
-    };
+    let one =
+        |x: TextStates| TextStates { states: x.states.narrow(0, 1, 1), seen: x.seen.map(|seen| vec![seen[1].clone()]) };
     let text = TextEmbeddings {
         txt: one(text.txt.clone()),
         txt_2: text.txt_2.clone().map(one),
