@@ -118,12 +118,25 @@ impl Bert {
     /// # Panics
     /// An id that is not below `vocab_size`, no tokens at all, or more than `max_position_embeddings`.
     pub fn forward(&self, ids: &[Vec<u32>], seen: Option<&[Vec<bool>]>) -> Tensor<3> {
+        self.forward_each(ids, seen, |_, _| {})
+    }
+
+    /// As [`forward`](Self::forward); `see` is shown the embeddings and each layer's output but the last.
+    pub fn forward_each(
+        &self,
+        ids: &[Vec<u32>],
+        seen: Option<&[Vec<bool>]>,
+        mut see: impl FnMut(usize, &Tensor<3>),
+    ) -> Tensor<3> {
         let bias = seen.map(|seen| hide(seen, &self.word_embeddings));
         let positions = self.position_embeddings.clone().narrow(0, 0, ids[0].len());
         let kind = self.token_type_embeddings.clone().narrow(0, 0, 1);
         let x = embed(&self.word_embeddings, ids) + kind.unsqueeze() + positions.unsqueeze();
         let x = self.embeddings_norm.forward(x);
-        self.layers.iter().fold(x, |x, layer| layer.forward(x, bias.as_ref()))
+        self.layers.iter().enumerate().fold(x, |x, (i, layer)| {
+            see(i, &x);
+            layer.forward(x, bias.as_ref())
+        })
     }
 }
 
@@ -169,5 +182,24 @@ impl Layer {
         let x = self.attention_norm.forward(self.attention_output.forward(merge_heads(y)) + x);
         let y = self.intermediate.forward_act(x.clone(), Activation::Gelu);
         self.output_norm.forward(self.output.forward(y) + x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_configurations_are_errors() {
+        let check = |config: BertConfig| config.check().unwrap_err().to_string();
+        let good = BertConfig::default();
+        good.check().unwrap();
+        assert_eq!(
+            check(BertConfig { num_attention_heads: 7, ..good.clone() }),
+            "BertModel config: num_attention_heads=7 must divide hidden_size=768"
+        );
+        check(BertConfig { num_attention_heads: 0, ..good.clone() });
+        check(BertConfig { type_vocab_size: 0, ..good.clone() });
+        check(BertConfig { hidden_act: "gelu_new".into(), ..good });
     }
 }

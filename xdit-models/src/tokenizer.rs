@@ -1,12 +1,13 @@
-//! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5Tokenizer` do it.
+//! Prompts to token ids, as transformers' `BertTokenizer`, `CLIPTokenizer` and `T5Tokenizer` do it.
 //!
 //! transformers 5 has one pipeline for each class and takes vocabulary, merges, character map and added tokens from
-//! whichever files there are: `tokenizer.json`, else `vocab.json` with `merges.txt`, else `spiece.model`. So does
-//! [`Tokenizer::open`]; a normaliser or template that a `tokenizer.json` describes plays no part, here as there.
+//! whichever files there are: `tokenizer.json`, else `vocab.txt`, `vocab.json` with `merges.txt` or `spiece.model`. So
+//! does [`Tokenizer::open`]; a normaliser or template that a `tokenizer.json` describes plays no part, here as there.
 //!
 //! Everything that comes from a file is checked before it reaches the `tokenizers` crate, some of whose constructors
 //! trust it.
 
+mod bert;
 mod charsmap;
 mod clip;
 mod settings;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokenizers::models::bpe::Vocab;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::folder::PipelineFolder;
 
@@ -38,9 +40,9 @@ pub struct Tokenizer {
 /// The ids of tokens that have a meaning of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// Start of a sequence; T5 has none.
+    /// Start of a sequence, BERT's `[CLS]`; T5 has none.
     pub bos: Option<u32>,
-    /// End of a sequence.
+    /// End of a sequence, BERT's `[SEP]`.
     pub eos: u32,
     /// What fills a sequence up to its length. CLIP's is often the end token.
     pub pad: u32,
@@ -79,7 +81,7 @@ pub enum TokenizerError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// No way to build this one.
-    #[error("{component}: no tokenizer of class {found:?}, expected CLIPTokenizer or T5Tokenizer")]
+    #[error("{component}: no tokenizer of class {found:?}, expected BertTokenizer, CLIPTokenizer or T5Tokenizer")]
     UnknownClass {
         /// The component's name.
         component: String,
@@ -197,7 +199,7 @@ impl Tokenizer {
     /// Builds the tokenizer of `component` from its files in `folder`.
     ///
     /// # Errors
-    /// A class other than CLIP's and T5's, files that are missing or broken.
+    /// A class other than BERT's, CLIP's and T5's, files that are missing or broken.
     pub fn open(folder: &PipelineFolder, component: &str) -> Result<Self, TokenizerError> {
         let class = &folder.component(component)?.class;
         let at = |file: &str| format!("{component}/{file}");
@@ -216,6 +218,15 @@ impl Tokenizer {
         )?;
         let whole = file("tokenizer.json")?;
         match class.strip_suffix("Fast").unwrap_or(class) {
+            "BertTokenizer" => {
+                if let Some(whole) = whole {
+                    return bert::from_json(&whole, settings);
+                }
+                match file("vocab.txt")? {
+                    Some(vocab) => bert::from_vocab(&vocab, settings),
+                    None => Err(missing("tokenizer.json, vocab.txt")),
+                }
+            }
             "CLIPTokenizer" => {
                 if let Some(whole) = whole {
                     return clip::from_json(&whole, settings);
@@ -225,7 +236,7 @@ impl Tokenizer {
                     _ => Err(missing("tokenizer.json, vocab.json with merges.txt")),
                 }
             }
-            "T5Tokenizer" => {
+            "T5Tokenizer" | "MT5Tokenizer" => {
                 if let Some(whole) = whole {
                     return t5::from_json(&whole, settings);
                 }
@@ -313,6 +324,16 @@ fn shown(text: &str) -> String {
     }
 }
 
+/// Sees to it that an embedding table has room for every token.
+fn check_ids(path: &Path, vocab: &Vocab) -> Result<(), TokenizerError> {
+    match vocab.iter().find(|(_, id)| **id > MAX_ID) {
+        Some((token, id)) => {
+            Err(TokenizerError::TokenId { path: path.into(), token: shown(token), id: *id, max: MAX_ID })
+        }
+        None => Ok(()),
+    }
+}
+
 /// A `tokenizer.json` with a model of its own kind.
 #[derive(Deserialize)]
 struct TokenizerJson<M> {
@@ -346,8 +367,8 @@ fn finish(
         known.ok_or_else(|| TokenizerError::NoToken { path: path.into(), token: token.content().into() })
     };
     let special = SpecialIds {
-        bos: named.bos.as_ref().map(id).transpose()?,
-        eos: id(&named.eos)?,
+        bos: named.start.as_ref().map(id).transpose()?,
+        eos: id(&named.end)?,
         pad: id(&named.pad)?,
         unk: id(&named.unk)?,
     };

@@ -4,6 +4,7 @@ use burn::tensor::{Device, FloatDType};
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
 use xdit_core::folder::{PipelineFolder, Source};
+use xdit_models::bert::{Bert, BertConfig};
 use xdit_models::clip::{ClipText, ClipTextConfig};
 use xdit_models::error::ModelError;
 use xdit_models::t5::{T5Config, T5Encoder};
@@ -60,6 +61,50 @@ fn check_t5(name: &str) {
     }
 }
 
+/// Of each text of a batch, the tokens that are not padding.
+fn seen(golden: &Golden, key: &str) -> Vec<Vec<bool>> {
+    let mask = golden.values(key);
+    mask.chunks(golden.dims(key)[1]).map(|row| row.iter().map(|seen| *seen != 0.0).collect()).collect()
+}
+
+#[track_caller]
+fn check_bert(name: &str) {
+    let golden = Golden::open(name);
+    let bert: Bert = load(name, "text_encoder", Bert::UNUSED, |loader, config: &BertConfig| Bert::load(loader, config));
+    let texts: Vec<String> =
+        golden.keys().iter().filter_map(|key| Some(key.strip_prefix("mask.bert.")?.into())).collect();
+    assert!(texts.len() > 10);
+    for text in texts {
+        let mask = seen(&golden, &format!("mask.bert.{text}"));
+        let got = bert.forward_each(&golden.ids(&format!("ids.bert.{text}")), Some(&mask), |i, hidden| {
+            let key = format!("bert.{text}.hidden.{i}");
+            if golden.has(&key) {
+                println!("{key}: {:.1e}", assert_rel_l2(hidden.clone(), golden.tensor(&key), TOLERANCE));
+            }
+        });
+        let last = golden.tensor(&format!("bert.{text}.last"));
+        println!("{name} bert {text}: {:.1e}", assert_rel_l2(got, last, TOLERANCE));
+    }
+}
+
+#[track_caller]
+fn check_mt5(name: &str) {
+    let golden = Golden::open(name);
+    let t5: T5Encoder =
+        load(name, "text_encoder_2", T5Encoder::UNUSED, |loader, config: &T5Config| T5Encoder::load(loader, config));
+    for text in ["plain", "chinese", "empty", "long"] {
+        let mask = seen(&golden, &format!("mask.t5.{text}"));
+        let got = t5.forward_each(&golden.ids(&format!("ids.t5.{text}")), Some(&mask), |i, hidden| {
+            let key = format!("t5.{text}.hidden.{i}");
+            if golden.has(&key) {
+                println!("{key}: {:.1e}", assert_rel_l2(hidden.clone(), golden.tensor(&key), TOLERANCE));
+            }
+        });
+        let last = golden.tensor(&format!("t5.{text}.last"));
+        println!("{name} mt5 {text}: {:.1e}", assert_rel_l2(got, last, TOLERANCE));
+    }
+}
+
 #[test]
 fn clip_with_end_of_text_as_largest_id() {
     check_clip("flux-dev");
@@ -78,6 +123,40 @@ fn t5_dev() {
 #[test]
 fn t5_schnell() {
     check_t5("flux-schnell");
+}
+
+#[test]
+fn bert_alone() {
+    check_bert("hunyuan-v11");
+}
+
+#[test]
+fn bert_in_a_model_with_heads() {
+    check_bert("hunyuan-v12");
+}
+
+#[test]
+fn mt5_v11() {
+    check_mt5("hunyuan-v11");
+}
+
+#[test]
+fn mt5_v12() {
+    check_mt5("hunyuan-v12");
+}
+
+/// Texts of a batch have masks of their own.
+#[test]
+fn bert_does_not_mix_texts() {
+    let golden = Golden::open("hunyuan-v11");
+    let bert: Bert =
+        load("hunyuan-v11", "text_encoder", Bert::UNUSED, |loader, config: &BertConfig| Bert::load(loader, config));
+    let both = |what: &str| ["plain", "mixed"].map(|text| format!("{what}.bert.{text}"));
+    let ids = both("ids").map(|key| golden.ids(&key)).concat();
+    let got = bert.forward(&ids, Some(&both("mask").map(|key| seen(&golden, &key)).concat()));
+    for (i, text) in ["plain", "mixed"].into_iter().enumerate() {
+        assert_rel_l2(got.clone().narrow(0, i, 1), golden.tensor(&format!("bert.{text}.last")), TOLERANCE);
+    }
 }
 
 /// Hidden padding is as no padding.

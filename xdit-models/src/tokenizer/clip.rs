@@ -11,11 +11,17 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Steps;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, normalizers::replace::ReplacePattern};
 
-use super::settings::{Defaults, Settings};
-use super::{File, MAX_ID, Tokenizer, TokenizerError, TokenizerJson, finish, shown};
+use super::settings::{Defaults, Ends, Settings};
+use super::{File, Tokenizer, TokenizerError, TokenizerJson, check_ids, finish, shown};
 
-const DEFAULTS: Defaults =
-    Defaults { bos: Some("<|startoftext|>"), eos: "<|endoftext|>", unk: "<|endoftext|>", pad: "<|endoftext|>" };
+const DEFAULTS: Defaults = Defaults {
+    ends: Ends::BosEos,
+    start: Some("<|startoftext|>"),
+    end: "<|endoftext|>",
+    unk: "<|endoftext|>",
+    pad: "<|endoftext|>",
+    mask: None,
+};
 
 /// What a word is.
 const WORD: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -70,10 +76,7 @@ fn build(
     settings: Settings,
 ) -> Result<Tokenizer, TokenizerError> {
     let refused = |source| TokenizerError::Refused { path: vocab_path.into(), source };
-    if let Some((token, id)) = vocab.iter().find(|(_, id)| **id > MAX_ID) {
-        let token = shown(token);
-        return Err(TokenizerError::TokenId { path: vocab_path.into(), token, id: *id, max: MAX_ID });
-    }
+    check_ids(vocab_path, &vocab)?;
     // the builder copies each merge into a buffer of the longest token's length
     let known = |(left, right): &(String, String)| {
         vocab.contains_key(left) && vocab.contains_key(right) && vocab.contains_key(&format!("{left}{right}"))

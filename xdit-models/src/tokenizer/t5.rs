@@ -11,11 +11,12 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Steps;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
 use super::charsmap::{self, CharsmapError};
-use super::settings::{Defaults, Settings, Token};
+use super::settings::{Defaults, Ends, Settings, Token};
 use super::spiece::{Kind, Spiece};
 use super::{File, Tokenizer, TokenizerError, TokenizerJson, finish, shown};
 
-const DEFAULTS: Defaults = Defaults { bos: None, eos: "</s>", unk: "<unk>", pad: "<pad>" };
+const DEFAULTS: Defaults =
+    Defaults { ends: Ends::BosEos, start: None, end: "</s>", unk: "<unk>", pad: "<pad>", mask: None };
 
 /// Reserved tokens where the configuration does not say.
 const EXTRA_IDS: usize = 100;
@@ -47,9 +48,17 @@ pub fn from_spiece(file: &File, mut settings: Settings) -> Result<Tokenizer, Tok
     let model =
         Spiece::parse(&file.bytes).map_err(|source| TokenizerError::Spiece { path: file.path.clone(), source })?;
     // control and user-defined pieces are found in a prompt as they stand
-    let apart = model.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Control | Kind::UserDefined));
-    let apart: Vec<Token> = apart.map(|piece| Token::Text(piece.text.into())).collect();
-    settings.or_extra(apart.into_iter().chain(reserved(&settings)?.map(Token::Text)).collect());
+    let apart = model.pieces.iter().filter_map(|piece| match piece.kind {
+        Kind::Control => Some(Token::Text(piece.text.into())),
+        Kind::UserDefined => Some(Token::as_it_stands(piece.text)),
+        Kind::Other => None,
+    });
+    let mut apart: Vec<Token> = apart.collect();
+    // mT5's reserved tokens are pieces
+    if !apart.iter().any(|token| token.content().contains("<extra_id_")) {
+        apart.extend(reserved(&settings)?.map(Token::Text));
+    }
+    settings.or_extra(apart);
 
     let pieces = model.pieces.iter().map(|piece| (piece.text.to_owned(), f64::from(piece.score)));
     // the last reserved token comes first

@@ -25,6 +25,10 @@ fn clip(config: &str) -> Tokenizer {
     clip::from_vocab(&vocab, &merges, settings(config)).expect("a tokenizer")
 }
 
+fn bert(config: &str) -> Tokenizer {
+    bert::from_vocab(&golden("hunyuan-v11/tokenizer/vocab.txt"), settings(config)).expect("a tokenizer")
+}
+
 fn t5(config: &str) -> Tokenizer {
     t5::from_spiece(&golden("flux-dev/tokenizer_2/spiece.model"), settings(config)).expect("a tokenizer")
 }
@@ -63,6 +67,28 @@ fn roles_come_from_the_configuration() {
     assert_eq!(clip(r#"{"pad_token": null}"#).special().pad, next - 1);
 }
 
+/// As upstream: the roles of BERT's ends are others, and a token that is in no vocabulary gets the next id.
+#[test]
+fn berts_ends_have_roles_of_their_own() {
+    let vocab = file("vocab.txt", "[PAD]\ncat\n[UNK]  \n[CLS]\u{3000}\r\n##s\ncat\n");
+    let tokenizer = bert::from_vocab(&vocab, settings(r#"{"bos_token": "<s>", "eos_token": "</s>"}"#)).expect("ids");
+    // in this order: <s>, </s>, [SEP], [MASK]
+    let SpecialIds { bos, eos, pad, unk } = tokenizer.special();
+    assert_eq!((bos, eos, pad, unk), (Some(3), 7, 0, 2));
+    let ids = tokenizer.encode("<s>cats [MASK] dog", 9).expect("ids").ids;
+    assert_eq!(ids, [3, 5, 5, 4, 8, 2, 7, 0, 0]);
+}
+
+#[test]
+fn a_vocabulary_that_lacks_the_unknown_is_an_error() {
+    let tokenizer = bert::from_vocab(&file("vocab.txt", "[PAD]\n[CLS]\n[SEP]\ncat\n"), settings("{}")).expect("built");
+    assert_eq!(tokenizer.encode("cat", 4).expect("ids").ids, [1, 3, 2, 0]);
+    let error = tokenizer.encode("dog", 4).expect_err("no unknown token").to_string();
+    assert!(error.contains("[UNK]"), "{error}");
+    let latin = bert::from_vocab(&file("vocab.txt", [b'a', 0xe9]), settings("{}")).expect_err("not UTF-8");
+    assert!(latin.to_string().contains("vocab.txt"), "{latin}");
+}
+
 /// Old folders write the end token with flags and the padding, which is the same, without; the last one counts.
 #[test]
 fn of_equal_tokens_with_different_flags_the_last_counts() {
@@ -86,6 +112,21 @@ fn reserved_tokens_follow_the_pieces_backwards() {
     assert_eq!(ids[0] + 2, ids[1]);
     let many = t5::from_spiece(&golden("flux-dev/tokenizer_2/spiece.model"), settings(r#"{"extra_ids": 4000000000}"#));
     assert!(matches!(many, Err(TokenizerError::ExtraIds { extra_ids: 4_000_000_000, .. })));
+}
+
+/// mT5's own reserved tokens stay what they are if the configuration asks for more.
+#[test]
+fn reserved_tokens_may_be_pieces() {
+    let spiece = golden("hunyuan-v11/tokenizer_2/spiece.model");
+    for config in [r#"{"extra_ids": 0}"#, r#"{"extra_ids": 10}"#] {
+        let mt5 = t5::from_spiece(&spiece, settings(config)).expect("a tokenizer");
+        let ids = mt5.encode("<extra_id_9><extra_id_0>", 20).expect("ids").ids;
+        let own = mt5.encode("<extra_id_0> <extra_id_9>", 4).expect("ids");
+        assert_eq!((own.ids[0], own.ids[2]), (own.ids[1] + 9, 1));
+        assert_eq!(ids[0], own.ids[1]);
+        // only the first stands at the start of a word
+        assert_ne!(ids[1], own.ids[0]);
+    }
 }
 
 #[test]
@@ -211,13 +252,26 @@ proptest! {
     fn a_broken_tokenizer_json_is_one_error(
         changes in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..3),
         cut in prop::option::weighted(0.2, any::<prop::sample::Index>()),
-        is_t5 in any::<bool>(),
+        of in 0usize..3,
     ) {
-        let of = if is_t5 { "tokenizer_2" } else { "tokenizer" };
-        let mut whole = golden(&format!("flux-schnell/{of}/tokenizer.json"));
+        let (of, build): (_, fn(&File, Settings) -> _) = [
+            ("flux-schnell/tokenizer_2", t5::from_json as _),
+            ("flux-schnell/tokenizer", clip::from_json as _),
+            ("hunyuan-v12/tokenizer", bert::from_json as _),
+        ][of];
+        let mut whole = golden(&format!("{of}/tokenizer.json"));
         whole.bytes = mutated(&whole.bytes, &changes, cut);
-        let build = if is_t5 { t5::from_json } else { clip::from_json };
         usable_or_refused(build(&whole, settings("{}")), "tokenizer.json")?;
+    }
+
+    #[test]
+    fn a_broken_list_of_pieces_is_one_error(
+        changes in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..8),
+        cut in prop::option::weighted(0.5, any::<prop::sample::Index>()),
+    ) {
+        let mut vocab = golden("hunyuan-v11/tokenizer/vocab.txt");
+        vocab.bytes = mutated(&vocab.bytes, &changes, cut);
+        usable_or_refused(bert::from_vocab(&vocab, settings("{}")), "vocab.txt")?;
     }
 
     #[test]
@@ -227,7 +281,7 @@ proptest! {
 
     #[test]
     fn any_prompt_has_its_length(prompt in any::<String>(), max_length in 2usize..40) {
-        for tokenizer in [clip("{}"), t5("{}")] {
+        for tokenizer in [bert("{}"), clip("{}"), t5("{}")] {
             let encoded = tokenizer.encode(&prompt, max_length).expect("ids");
             prop_assert_eq!(encoded.ids.len(), max_length);
         }
