@@ -75,6 +75,10 @@ fn check(name: &str) {
             assert!(pipeline.settings(&request).is_err());
             continue;
         }
+        if key == "sizes" {
+            // a caller's own sizes and crops for the conditioning, for which a request has no field
+            continue;
+        }
         let mut draw = |request: &Request| {
             let outputs = pipeline.generate(request, &mut ()).unwrap_or_else(|e| panic!("{key}: {e}"));
             outputs.into_iter().next().expect("one result").content
