@@ -1,6 +1,7 @@
 //! A pipeline folder together with where and how its weights are wanted.
 
 use std::cell::{Cell, RefCell};
+use std::slice::from_ref;
 
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
@@ -154,7 +155,7 @@ impl Components {
         let t5 = self.load(component, T5Encoder::UNUSED, observer, |loader| T5Encoder::load(loader, &config))?;
         each(texts, component, observer, |text| {
             let seen = masked.then(|| vec![text.seen()]);
-            TextStates { states: t5.forward(&[text.ids.clone()], seen.as_deref()), seen }
+            TextStates { states: t5.forward(from_ref(&text.ids), seen.as_deref()), seen }
         })
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Mirrors `src/diffusers/pipelines/flux/pipeline_flux.py`.
 
+use std::slice::from_ref;
+
 use xdit_core::dit::{Dit, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
@@ -71,7 +73,7 @@ impl Architecture for FluxPipeline {
         let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, observer)?;
 
         let clip = components.load("text_encoder", ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
-        let pooled = each(&clip_ids, "text_encoder", observer, |text| clip.forward(&[text.ids.clone()]).pooled)?;
+        let pooled = each(&clip_ids, "text_encoder", observer, |text| clip.forward(from_ref(&text.ids)).pooled)?;
         drop(clip);
         // the padding is looked at too
         let txt = components.encode_t5("text_encoder_2", &t5_ids, false, observer)?;

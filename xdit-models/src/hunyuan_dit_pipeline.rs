@@ -2,6 +2,8 @@
 //!
 //! Mirrors `src/diffusers/pipelines/hunyuandit/pipeline_hunyuandit.py`, without the safety checker.
 
+use std::slice::from_ref;
+
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
@@ -83,7 +85,7 @@ impl Architecture for HunyuanDitPipeline {
         let bert = components.load("text_encoder", Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
         let txt = each(&bert_ids, "text_encoder", observer, |text| {
             let seen = vec![text.seen()];
-            TextStates { states: bert.forward(&[text.ids.clone()], Some(&seen)), seen: Some(seen) }
+            TextStates { states: bert.forward(from_ref(&text.ids), Some(&seen)), seen: Some(seen) }
         })?;
         drop(bert);
         let txt_2 = components.encode_t5("text_encoder_2", &t5_ids, true, observer)?;

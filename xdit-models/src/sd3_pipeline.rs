@@ -2,6 +2,8 @@
 //!
 //! Mirrors `src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
 
+use std::slice::from_ref;
+
 use burn::tensor::{DType, Tensor};
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
@@ -157,7 +159,7 @@ impl Clip {
         let clip = components
             .load(self.component, &["position_ids"], observer, |l| ClipText::load_with_projection(l, &self.config))?;
         each(&self.texts, self.component, observer, |text| {
-            let out = clip.forward(&[text.ids.clone()]);
+            let out = clip.forward(from_ref(&text.ids));
             let last_but_one = out.hidden_states.len() - 2;
             ClipStates { states: out.hidden_states[last_but_one].clone(), pooled: out.pooled }
         })

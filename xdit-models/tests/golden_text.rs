@@ -105,6 +105,51 @@ fn check_mt5(name: &str) {
     }
 }
 
+/// The two encoders of Stable Diffusion 3, which project what they pool; another activation, another padding.
+#[track_caller]
+fn check_projected_clip(name: &str, component: &str, kind: &str) {
+    let golden = Golden::open(name);
+    let clip: ClipText = load(name, component, &["position_ids"], |loader, config: &ClipTextConfig| {
+        ClipText::load_with_projection(loader, config)
+    });
+    for key in golden.keys() {
+        let Some(text) = key.strip_prefix(&format!("{kind}.")).and_then(|key| key.strip_suffix(".text_embeds")) else {
+            continue;
+        };
+        let got = clip.forward(&golden.ids(&format!("ids.{kind}.{text}")));
+        assert_rel_l2(got.pooled, golden.tensor(&key), TOLERANCE);
+        for (i, hidden) in got.hidden_states.into_iter().enumerate() {
+            let key = format!("{kind}.{text}.hidden.{i}");
+            if golden.has(&key) {
+                assert_rel_l2(hidden, golden.tensor(&key), TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
+fn clip_with_projection() {
+    for name in ["sd3", "sd35"] {
+        check_projected_clip(name, "text_encoder", "clip");
+        check_projected_clip(name, "text_encoder_2", "clip_2");
+    }
+}
+
+/// PixArt's, which does not look at padding.
+#[test]
+fn masked_t5() {
+    for name in ["pixart-alpha", "pixart-sigma"] {
+        let golden = Golden::open(name);
+        let t5: T5Encoder =
+            load(name, "text_encoder", T5Encoder::UNUSED, |loader, config: &T5Config| T5Encoder::load(loader, config));
+        for text in ["plain", "long"] {
+            let seen = seen(&golden, &format!("t5.{text}.mask"));
+            let got = t5.forward(&golden.ids(&format!("ids.t5.{text}")), Some(&seen));
+            assert_rel_l2(got, golden.tensor(&format!("t5.{text}.last")), TOLERANCE);
+        }
+    }
+}
+
 #[test]
 fn clip_with_end_of_text_as_largest_id() {
     check_clip("flux-dev");

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
 use xdit_core::ops::to_f32;
 
 /// The folder of golden cases.
@@ -17,6 +18,9 @@ pub fn dir() -> PathBuf {
 pub struct Golden {
     path: PathBuf,
     bytes: Vec<u8>,
+    // parsed once: a file of a thousand tensors has a long header
+    metadata: Metadata,
+    data_at: usize,
 }
 
 impl Golden {
@@ -25,13 +29,16 @@ impl Golden {
     pub fn open(name: &str) -> Self {
         let path = dir().join(format!("{name}.golden.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Self { path, bytes }
+        let (header, metadata) =
+            SafeTensors::read_metadata(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        // eight bytes say how long the header is
+        Self { path, bytes, metadata, data_at: 8 + header }
     }
 
     /// All keys, sorted.
     #[track_caller]
     pub fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<_> = self.file().names().into_iter().map(String::from).collect();
+        let mut keys: Vec<_> = self.metadata.tensors().into_keys().collect();
         keys.sort();
         keys
     }
@@ -39,13 +46,13 @@ impl Golden {
     /// Whether there is such a key.
     #[track_caller]
     pub fn has(&self, key: &str) -> bool {
-        self.file().tensor(key).is_ok()
+        self.metadata.info(key).is_some()
     }
 
     /// The dimensions at `key`.
     #[track_caller]
     pub fn dims(&self, key: &str) -> Vec<usize> {
-        self.view(&self.file(), key).shape().to_vec()
+        self.info(key).shape.clone()
     }
 
     /// The tensor at `key`, as f32 on the CPU, whatever number type the file has.
@@ -86,10 +93,10 @@ impl Golden {
         fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
             bytes.chunks_exact(N).map(|x| f(x.try_into().expect("chunks of N"))).collect()
         }
-        let file = self.file();
-        let view = self.view(&file, key);
-        let bytes = view.data();
-        match view.dtype() {
+        let info = self.info(key);
+        let (start, end) = info.data_offsets;
+        let bytes = &self.bytes[self.data_at + start..self.data_at + end];
+        match info.dtype {
             Dtype::F64 => each(bytes, f64::from_le_bytes),
             Dtype::F32 => each(bytes, |x| f32::from_le_bytes(x).into()),
             Dtype::F16 => each(bytes, |x| f16::from_le_bytes(x).into()),
@@ -102,13 +109,8 @@ impl Golden {
     }
 
     #[track_caller]
-    fn file(&self) -> SafeTensors<'_> {
-        SafeTensors::deserialize(&self.bytes).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
-    }
-
-    #[track_caller]
-    fn view<'a>(&'a self, file: &SafeTensors<'a>, key: &str) -> TensorView<'a> {
-        file.tensor(key).unwrap_or_else(|_| {
+    fn info(&self, key: &str) -> &TensorInfo {
+        self.metadata.info(key).unwrap_or_else(|| {
             panic!("{}: no {key} among {}", self.path.display(), self.keys().join(", "));
         })
     }

@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
@@ -34,6 +34,8 @@ pub struct Loader<'a> {
 struct Record<'a> {
     read: BTreeSet<&'a str>,
     missing: BTreeSet<String>,
+    // elements of the whole tensor, by name
+    asked: BTreeMap<String, u64>,
     bytes: u64,
 }
 
@@ -127,6 +129,12 @@ impl<'a> Loader<'a> {
         self.read(name, shape, dim, range)
     }
 
+    /// The number of parameters of a model that has been built: the elements of all tensors that were asked for,
+    /// whether the checkpoint has them or not.
+    pub fn n_params(&self) -> u64 {
+        self.record.borrow().asked.values().sum()
+    }
+
     /// Ends loading. Tensors that nobody asked for are no error but listed, except those whose name contains one of
     /// `ignore`.
     ///
@@ -170,6 +178,7 @@ impl<'a> Loader<'a> {
         let mut part = shape;
         part[dim] = range.len();
         let name = self.full_name(name);
+        self.record.borrow_mut().asked.insert(name.clone(), shape.iter().map(|n| *n as u64).product());
         let Some((name, stored)) = self.weights.stored(&name) else {
             self.record.borrow_mut().missing.insert(name);
             return Ok(self.placeholder(part));

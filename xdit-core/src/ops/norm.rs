@@ -50,7 +50,7 @@ pub enum HeadNorm {
         eps: f64,
     },
     /// A layer norm over the head's channels.
-    Layer(LayerNorm),
+    Layer(Box<LayerNorm>),
 }
 
 impl HeadNorm {

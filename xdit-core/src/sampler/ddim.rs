@@ -74,7 +74,9 @@ impl Ddim {
         // whatever the spacing, the step is taken to be this long
         let ratio = all.len() / n_steps;
         let next = |t: usize| t.checked_sub(ratio).map_or(last, |t| all[t]);
-        let signal = whole(&timesteps, all.len())?.into_iter().map(|t| [all[t], next(t)]).collect();
+        let at = whole(&timesteps, all.len())?;
+        config.prediction_type.check(at.iter().map(|t| all[*t]), n_steps)?;
+        let signal = at.into_iter().map(|t| [all[t], next(t)]).collect();
         let timesteps = timesteps.iter().map(|t| *t as f32).collect();
         Ok(Self { config: config.clone(), eta, timesteps, signal })
     }

@@ -101,6 +101,7 @@ impl Ddpm {
         let timesteps = config.timestep_spacing.timesteps(all.len(), n_steps, config.steps_offset);
         let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
         let at = whole(&timesteps, all.len())?;
+        config.prediction_type.check(at.iter().map(|t| all[*t]), n_steps)?;
         let steps = (0..at.len()).map(|i| {
             let (now, next) = (all[at[i]], at.get(i + 1).map_or(1.0, |t| all[*t]));
             let (noise, next_noise, kept) = (1.0 - now, 1.0 - next, now / next);

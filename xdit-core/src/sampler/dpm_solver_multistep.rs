@@ -194,17 +194,21 @@ impl DpmSolverMultistep {
         if let Some(step) = sigmas.iter().position(|s| !s.is_finite() || *s <= 0.0) {
             return Err(SamplerError::NotFinite { sigma: sigmas[step], step, n_steps });
         }
-        // the logarithm of the signal over the noise changes at every step, or its slope is a division by zero
-        if let Some(step) = sigmas.windows(2).position(|pair| Level::of(pair[0]).lambda == Level::of(pair[1]).lambda) {
-            return Err(SamplerError::NotFinite { sigma: sigmas[step], step, n_steps });
-        }
         sigmas.push(match config.final_sigmas_type {
             FinalSigmas::Zero => 0.0,
             FinalSigmas::SigmaMin => table[0],
         });
         // whole numbers, cut off where they are not
         let timesteps = timesteps.iter().map(|t| t.trunc() as f32).collect();
-        Ok(Self { config: config.clone(), sigmas, timesteps })
+        let sampler = Self { config: config.clone(), sigmas, timesteps };
+        // a step that looks back divides by its own length in lambda and by those before
+        let lambda = |i: usize| Level::of(sampler.sigmas[i]).lambda;
+        let stands =
+            |i: usize| sampler.order(i) > 1 && (i + 1 - sampler.order(i)..=i).any(|k| lambda(k) == lambda(k + 1));
+        match (0..sampler.timesteps.len()).find(|i| stands(*i)) {
+            Some(step) => Err(SamplerError::NotFinite { sigma: sampler.sigmas[step], step, n_steps }),
+            None => Ok(sampler),
+        }
     }
 
     /// Noise levels: one per step, and the last step's end.

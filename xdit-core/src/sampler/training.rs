@@ -155,6 +155,17 @@ pub enum PredictionType {
 }
 
 impl PredictionType {
+    /// Whether a prediction at timesteps with these shares of the signal says what picture and noise are.
+    pub(super) fn check(self, signal: impl Iterator<Item = f32>, n_steps: usize) -> Result<(), SamplerError> {
+        for (step, share) in signal.enumerate() {
+            // no noise to be predicted; or noise alone, from which no picture follows
+            if share >= 1.0 || (share <= 0.0 && self == Self::Epsilon) {
+                return Err(SamplerError::NotFinite { sigma: ((1.0 - share) / share).sqrt(), step, n_steps });
+            }
+        }
+        Ok(())
+    }
+
     /// The picture that a prediction means.
     ///
     /// - `signal`, `noise`: what picture and noise were multiplied by
