@@ -120,7 +120,7 @@ impl QkNorm {
         Ok(match self {
             Self::No => HeadNorm::None,
             Self::Rms => HeadNorm::Rms { weight: loader.tensor("weight", [head_dim])?, eps: EPS },
-            Self::Layer => HeadNorm::Layer(LayerNorm::load(loader, head_dim, EPS)?.into()),
+            Self::Layer => HeadNorm::Layer(LayerNorm::load(loader, head_dim, EPS)?),
         })
     }
 }

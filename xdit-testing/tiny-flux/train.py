@@ -389,9 +389,13 @@ def write_flow(out, preset, clip, t5, transformer):
 # -------------------------------------------------------------------------------------------------------- training
 
 
+# Set by `--precision`.
+PRECISION = "bf16"
+
+
 def autocast(device):
     """Mixed precision where it pays."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and PRECISION == "bf16")
 
 
 @torch.no_grad()
@@ -659,9 +663,12 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0, help="another one for every resumption: it draws the pictures")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--precision", choices=["bf16", "tf32"], default="bf16", help="of the products on a GPU")
     options = parser.parse_args()
     if options.only and not options.resume:
         parser.error("--only needs --resume")
+    global PRECISION
+    PRECISION = options.precision
     preset, out = PRESETS[options.preset], options.out
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

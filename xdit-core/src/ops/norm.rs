@@ -39,6 +39,7 @@ impl LayerNorm {
 
 /// What a model does to each head of its queries and keys.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "two of them per attention, and none is moved after loading")]
 pub enum HeadNorm {
     /// Nothing.
     None,
@@ -50,7 +51,7 @@ pub enum HeadNorm {
         eps: f64,
     },
     /// A layer norm over the head's channels.
-    Layer(Box<LayerNorm>),
+    Layer(LayerNorm),
 }
 
 impl HeadNorm {

@@ -104,8 +104,8 @@ mod tests {
         };
         check(HeadNorm::Rms { weight: random([16], 2, &dev), eps: 1e-6 }, Some(&rope));
         check(HeadNorm::Rms { weight: random([16], 2, &dev), eps: 1e-6 }, None);
-        check(HeadNorm::Layer(layer.clone().into()), Some(&rope));
-        check(HeadNorm::Layer(layer.into()), None);
+        check(HeadNorm::Layer(layer.clone()), Some(&rope));
+        check(HeadNorm::Layer(layer), None);
         check(HeadNorm::None, Some(&rope));
     }
 }
