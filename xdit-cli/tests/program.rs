@@ -126,6 +126,55 @@ fn equal_requests_give_equal_bits() {
     assert_ne!(decode(&dir.path().join("a.png")).1, decode(&dir.path().join("c.png")).1);
 }
 
+/// Every pipeline that is built, and the flags that belong to some.
+#[test]
+fn all_architectures_draw() {
+    for (name, flags) in [
+        ("sd3", &["--guidance-scale", "1"][..]),
+        ("sd35", &["--skip-guidance-layers", "1", "2", "--skip-layer-guidance-stop", "0.9"]),
+        ("pixart-alpha", &["--no-resolution-binning", "--negative-prompt", "a dog"]),
+        ("pixart-sigma", &["--no_resolution_binning", "--guidance_rescale", "0.5"]),
+        ("hunyuan-v12", &["--no-resolution-binning", "--num-images", "2"]),
+    ] {
+        let dir = TempDir::new().expect("a folder");
+        let args = [&["--output", "out/"], flags].concat();
+        let output = draw(&dir, &golden(name), &args);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        for file in fs::read_dir(dir.path().join("out")).expect("a folder") {
+            let (info, _) = decode(&file.expect("a picture").path());
+            assert_eq!((info.width, info.height), (48, 32), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_an_architecture_cannot_do_is_refused_before_weights_are_read() {
+    let dir = TempDir::new().expect("a folder");
+    let at = |model: &str, more: &[&str]| {
+        let model = golden(model);
+        xdit(&dir, &[&["generate", "--model", model.as_str(), "--prompt", "a red cat"], more].concat())
+    };
+    let large = at("sd3", &["--height", "512", "--width", "96"]);
+    fails(&dir, large, 1, &["height 512 is not within 16 to 384 pixels"]);
+    let skip = at("sd35", &["--height", "64", "--width", "96", "--skip-guidance-layers", "9"]);
+    assert!(!String::from_utf8_lossy(&skip.stderr).contains("load:"), "nothing is read");
+    fails(&dir, skip, 1, &["skip-guidance-layers names block 9; the model has 3, from 0 on"]);
+    let size = at("hunyuan-v11", &["--height", "70", "--width", "96", "--no-resolution-binning"]);
+    fails(&dir, size, 1, &["height 70 is not a multiple of 16; the nearest that fit are 64 and 80"]);
+}
+
+#[test]
+fn a_size_between_the_bins_is_scaled() {
+    let dir = TempDir::new().expect("a folder");
+    let args = ["--prompt", "a red cat", "--height", "70", "--width", "96", "--steps", "2"];
+    let output = xdit(&dir, &[&["generate", "--model", &golden("pixart-256")], &args[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let warned = String::from_utf8_lossy(&output.stderr).contains("warning: drawn at 208x288 (height x width)");
+    assert!(warned, "{}", String::from_utf8_lossy(&output.stderr));
+    let (info, _) = decode(&dir.path().join("xdit.png"));
+    assert_eq!((info.width, info.height), (96, 70));
+}
+
 #[test]
 fn half_precision_draws_nearly_the_same() {
     let dir = TempDir::new().expect("a folder");

@@ -60,6 +60,16 @@ impl FluxConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
+    /// What a plan must know.
+    pub fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.num_layers + self.num_single_layers,
+            n_heads: self.num_attention_heads,
+            head_dim: self.attention_head_dim,
+            channels: self.in_channels,
+        }
+    }
+
     fn heads(&self) -> Heads {
         Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm: QkNorm::Rms }
     }
@@ -130,12 +140,7 @@ impl Flux {
 
 impl Dit for Flux {
     fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.transformer_blocks.len() + self.single_transformer_blocks.len(),
-            n_heads: self.config.num_attention_heads,
-            head_dim: self.config.attention_head_dim,
-            channels: self.config.in_channels,
-        }
+        self.config.spec()
     }
 
     fn place(&self, grid: TokenGrid, n_txt: usize) -> Places {

@@ -4,7 +4,7 @@
 
 use std::slice::from_ref;
 
-use xdit_core::dit::{Dit, TextEmbeddings};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
@@ -45,6 +45,10 @@ impl Architecture for FluxPipeline {
 
     fn guidance(&self) -> Guidance {
         Guidance::Told
+    }
+
+    fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {
+        Ok(components.config::<FluxConfig>("transformer")?.spec())
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {

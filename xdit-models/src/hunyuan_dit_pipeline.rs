@@ -4,7 +4,7 @@
 
 use std::slice::from_ref;
 
-use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
 use crate::autoencoder_kl::AutoencoderKlConfig;
@@ -53,6 +53,10 @@ impl Architecture for HunyuanDitPipeline {
 
     fn binning(&self, _components: &Components) -> Result<Option<Binning>, PipelineError> {
         Ok(Some(Binning::Standard))
+    }
+
+    fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {
+        Ok(components.config::<HunyuanDitConfig>("transformer")?.spec())
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {

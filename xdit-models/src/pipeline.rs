@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use xdit_attn::Local;
 use xdit_core::checkpoint::LoadError;
-use xdit_core::dit::{Dit, TextEmbeddings};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::engine::{self, Cfg, Denoise, EngineError};
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_core::noise::TorchGenerator;
@@ -148,6 +148,7 @@ pub struct Pipeline {
     components: Components,
     architecture: &'static dyn Architecture,
     geometry: Geometry,
+    spec: DitSpec,
     binning: Option<Binning>,
     defaults: Defaults,
     // read by the first request and kept for the next
@@ -182,9 +183,10 @@ impl Pipeline {
         let components = Components::new(folder, options);
         architecture.check(&components)?;
         let geometry = architecture.geometry(&components)?;
+        let spec = architecture.spec(&components)?;
         let binning = architecture.binning(&components)?;
         let defaults = own.or(architecture.defaults(&components)?);
-        Ok(Self { components, architecture, geometry, binning, defaults, dit: None, vae: None })
+        Ok(Self { components, architecture, geometry, spec, binning, defaults, dit: None, vae: None })
     }
 
     /// The folder behind it.
@@ -197,6 +199,10 @@ impl Pipeline {
     /// # Errors
     /// A setting that this model cannot serve.
     pub fn settings(&self, request: &Request) -> Result<Settings, RequestError> {
+        let n_blocks = self.spec.n_blocks;
+        if let Some(block) = request.skip_layers.iter().flat_map(|s| &s.blocks).copied().find(|b| *b >= n_blocks) {
+            return Err(RequestError::SkipLayer { block, n_blocks });
+        }
         request.settings(&self.defaults, &self.geometry, self.binning.as_ref())
     }
 
@@ -226,10 +232,6 @@ impl Pipeline {
             self.dit = Some(self.architecture.dit(&self.components, observer)?);
         }
         let dit = self.dit.as_deref().expect("read above");
-        let n_blocks = dit.spec().n_blocks;
-        if let Some(block) = request.skip_layers.iter().flat_map(|s| &s.blocks).copied().find(|b| *b >= n_blocks) {
-            return Err(RequestError::SkipLayer { block, n_blocks }.into());
-        }
 
         let mut outputs = Vec::new();
         for (prompt, text) in prompts.iter().enumerate() {

@@ -83,6 +83,16 @@ impl PixArtConfig {
         self.use_additional_conditions.unwrap_or(self.sample_size == 128)
     }
 
+    /// What a plan must know.
+    pub fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.num_layers,
+            n_heads: self.num_attention_heads,
+            head_dim: self.attention_head_dim,
+            channels: self.in_channels * self.patch_size.pow(2),
+        }
+    }
+
     fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "PixArtTransformer2DModel", what });
         for (name, size) in [
@@ -177,12 +187,7 @@ impl PixArt {
 
 impl Dit for PixArt {
     fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.config.num_layers,
-            n_heads: self.config.num_attention_heads,
-            head_dim: self.config.attention_head_dim,
-            channels: self.config.in_channels * self.config.patch_size.pow(2),
-        }
+        self.config.spec()
     }
 
     fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {

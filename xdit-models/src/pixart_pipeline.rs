@@ -3,7 +3,7 @@
 //! Mirrors `src/diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py` and `pipeline_pixart_sigma.py`. Prompts are
 //! put into small letters, as upstream does where the packages for its `clean_caption` are not installed.
 
-use xdit_core::dit::{Dit, TextEmbeddings};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
 use crate::autoencoder_kl::AutoencoderKlConfig;
@@ -75,6 +75,10 @@ impl Architecture for PixArtPipeline {
 
     fn binning(&self, components: &Components) -> Result<Option<Binning>, PipelineError> {
         Ok(Binning::aspect_ratio(Self::side(components)?))
+    }
+
+    fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {
+        Ok(components.config::<PixArtConfig>("transformer")?.spec())
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {

@@ -1,6 +1,6 @@
 //! The pipelines that are built, keyed by `_class_name` of `model_index.json`.
 
-use xdit_core::dit::{Dit, TextEmbeddings};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
@@ -52,6 +52,12 @@ pub trait Architecture: Sync {
     /// # Errors
     /// A configuration that cannot be read.
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError>;
+
+    /// What a plan must know of the transformer.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError>;
 
     /// The sizes that the model was trained on, where it draws at those alone.
     ///

@@ -75,6 +75,16 @@ impl Sd3Config {
         self.num_attention_heads * self.attention_head_dim
     }
 
+    /// What a plan must know.
+    pub fn spec(&self) -> DitSpec {
+        DitSpec {
+            n_blocks: self.num_layers,
+            n_heads: self.num_attention_heads,
+            head_dim: self.attention_head_dim,
+            channels: self.in_channels * self.patch_size.pow(2),
+        }
+    }
+
     fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "SD3Transformer2DModel", what });
         for (name, size) in [
@@ -151,12 +161,7 @@ impl Sd3 {
 
 impl Dit for Sd3 {
     fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.config.num_layers,
-            n_heads: self.config.num_attention_heads,
-            head_dim: self.config.attention_head_dim,
-            channels: self.config.in_channels * self.config.patch_size.pow(2),
-        }
+        self.config.spec()
     }
 
     /// # Panics

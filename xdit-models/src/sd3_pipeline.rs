@@ -5,7 +5,7 @@
 use std::slice::from_ref;
 
 use burn::tensor::{DType, Tensor};
-use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
+use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
 use crate::autoencoder_kl::AutoencoderKlConfig;
@@ -55,6 +55,10 @@ impl Architecture for Sd3Pipeline {
             max_tokens: Some(transformer.pos_embed_max_size),
             packed: false,
         })
+    }
+
+    fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {
+        Ok(components.config::<Sd3Config>("transformer")?.spec())
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
