@@ -8,7 +8,7 @@ use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::clip::embed;
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 use crate::t5::hide;
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
@@ -58,16 +58,15 @@ impl BertConfig {
         if d == 0 || n_heads == 0 || d % n_heads != 0 {
             return bad(format!("num_attention_heads={n_heads} must divide hidden_size={d}"));
         }
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("type_vocab_size", self.type_vocab_size),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "BertModel",
+            &[
+                ("vocab_size", self.vocab_size),
+                ("intermediate_size", self.intermediate_size),
+                ("max_position_embeddings", self.max_position_embeddings),
+                ("type_vocab_size", self.type_vocab_size),
+            ],
+        )?;
         if self.hidden_act != "gelu" {
             return bad(format!("hidden_act={:?} is not supported, only \"gelu\"", self.hidden_act));
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -60,15 +60,14 @@ impl ClipTextConfig {
         if d == 0 || n_heads == 0 || d % n_heads != 0 {
             return bad(format!("num_attention_heads={n_heads} must divide hidden_size={d}"));
         }
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "CLIPTextModel",
+            &[
+                ("vocab_size", self.vocab_size),
+                ("intermediate_size", self.intermediate_size),
+                ("max_position_embeddings", self.max_position_embeddings),
+            ],
+        )?;
         match self.hidden_act.as_str() {
             "quick_gelu" => Ok(Activation::QuickGelu),
             "gelu" => Ok(Activation::Gelu),

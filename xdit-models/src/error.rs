@@ -17,3 +17,11 @@ pub enum ModelError {
         what: String,
     },
 }
+
+/// Whether all these sizes of a configuration are positive.
+pub(crate) fn positive(class: &'static str, sizes: &[(&str, usize)]) -> Result<(), ModelError> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((name, _)) => Err(ModelError::Config { class, what: format!("{name} must be positive") }),
+        None => Ok(()),
+    }
+}

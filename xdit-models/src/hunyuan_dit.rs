@@ -11,10 +11,10 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextStates, TokenGrid};
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 use crate::parts::{
     EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, continuous_norm, load_patch_embed,
-    load_proj_out, project_heads, sinusoids,
+    load_proj_out, project_heads, sinusoids, spec,
 };
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
@@ -84,27 +84,22 @@ const POOL_HEADS: usize = 8;
 impl HunyuanDitConfig {
     /// What a plan must know.
     pub fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.num_layers,
-            n_heads: self.num_attention_heads,
-            head_dim: self.attention_head_dim,
-            channels: self.in_channels * self.patch_size.pow(2),
-        }
+        let heads = [self.num_attention_heads, self.attention_head_dim];
+        spec(self.num_layers, heads, self.in_channels, self.patch_size)
     }
 
     fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "HunyuanDiT2DModel", what });
-        for (name, size) in [
-            ("num_attention_heads", self.num_attention_heads),
-            ("in_channels", self.in_channels),
-            ("patch_size", self.patch_size),
-            ("text_len", self.text_len),
-            ("text_len_t5", self.text_len_t5),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "HunyuanDiT2DModel",
+            &[
+                ("num_attention_heads", self.num_attention_heads),
+                ("in_channels", self.in_channels),
+                ("patch_size", self.patch_size),
+                ("text_len", self.text_len),
+                ("text_len_t5", self.text_len_t5),
+            ],
+        )?;
         if self.num_layers > 1 && !self.num_layers.is_multiple_of(2) {
             return bad(format!(
                 "num_layers={} must be even: a block of the second half takes up one of the first",

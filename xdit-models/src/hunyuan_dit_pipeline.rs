@@ -40,15 +40,8 @@ impl Architecture for HunyuanDitPipeline {
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
         let transformer: HunyuanDitConfig = components.config("transformer")?;
-        Ok(Geometry {
-            vae_scale: vae.scale(),
-            patch: transformer.patch_size,
-            channels: transformer.in_channels,
-            max_tokens: None,
-            packed: false,
-        })
+        Geometry::of(components, transformer.in_channels, transformer.patch_size)
     }
 
     fn binning(&self, _components: &Components) -> Result<Option<Binning>, PipelineError> {

@@ -3,6 +3,10 @@
 use burn::tensor::Tensor;
 use xdit_core::dit::TokenGrid;
 
+use crate::autoencoder_kl::AutoencoderKlConfig;
+use crate::components::Components;
+use crate::pipeline::PipelineError;
+
 /// How pictures, latents and tokens relate in a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -19,6 +23,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Of a transformer that takes latents as a picture, `patch` by `patch` latent pixels a token.
+    pub(crate) fn of(components: &Components, channels: usize, patch: usize) -> Result<Self, PipelineError> {
+        let vae: AutoencoderKlConfig = components.config("vae")?;
+        Ok(Self { vae_scale: vae.scale(), patch, channels, max_tokens: None, packed: false })
+    }
+
     /// What heights and widths must be multiples of.
     pub fn pixels_per_token(&self) -> usize {
         self.vae_scale * self.patch

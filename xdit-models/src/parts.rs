@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
-use xdit_core::dit::{Qkv, TokenGrid};
+use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
     self, Activation, HeadNorm, LayerNorm, Linear, RopeTable, merge_heads, modulated_norm, norm_rope, split_heads,
 };
@@ -101,6 +101,11 @@ pub fn parts<const N: usize>(all: Tensor<2>) -> [Tensor<2>; N] {
 pub fn continuous_norm(linear: &Linear, x: Tensor<3>, temb: &Tensor<2>) -> Tensor<3> {
     let [scale, shift] = modulation(linear, temb);
     modulated_norm(x, shift, scale, EPS)
+}
+
+/// The shape of a model whose tokens are squares of `patch` by `patch` latent pixels.
+pub fn spec(n_blocks: usize, [n_heads, head_dim]: [usize; 2], channels: usize, patch: usize) -> DitSpec {
+    DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch }
 }
 
 /// Which norm the heads of queries and keys get.

@@ -11,10 +11,10 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 use crate::parts::{
     EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts, project_heads,
-    sincos_2d,
+    sincos_2d, spec,
 };
 use crate::t5::hide;
 
@@ -85,26 +85,21 @@ impl PixArtConfig {
 
     /// What a plan must know.
     pub fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.num_layers,
-            n_heads: self.num_attention_heads,
-            head_dim: self.attention_head_dim,
-            channels: self.in_channels * self.patch_size.pow(2),
-        }
+        let heads = [self.num_attention_heads, self.attention_head_dim];
+        spec(self.num_layers, heads, self.in_channels, self.patch_size)
     }
 
     fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "PixArtTransformer2DModel", what });
-        for (name, size) in [
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("patch_size", self.patch_size),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "PixArtTransformer2DModel",
+            &[
+                ("num_attention_heads", self.num_attention_heads),
+                ("attention_head_dim", self.attention_head_dim),
+                ("in_channels", self.in_channels),
+                ("patch_size", self.patch_size),
+            ],
+        )?;
         let (d, channels) = (self.d_model(), self.in_channels);
         if d % 4 != 0 || (self.is_told_the_size() && d % 3 != 0) {
             return bad(format!("num_attention_heads * attention_head_dim={d} must be a multiple of 12"));

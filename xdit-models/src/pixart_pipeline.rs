@@ -62,15 +62,8 @@ impl Architecture for PixArtPipeline {
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
         let transformer: PixArtConfig = components.config("transformer")?;
-        Ok(Geometry {
-            vae_scale: vae.scale(),
-            patch: transformer.patch_size,
-            channels: transformer.in_channels,
-            max_tokens: None,
-            packed: false,
-        })
+        Geometry::of(components, transformer.in_channels, transformer.patch_size)
     }
 
     fn binning(&self, components: &Components) -> Result<Option<Binning>, PipelineError> {

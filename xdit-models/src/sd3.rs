@@ -11,10 +11,10 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 use crate::parts::{
     ADDED, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed, load_proj_out,
-    modulation, project_heads,
+    modulation, project_heads, spec,
 };
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
@@ -77,28 +77,23 @@ impl Sd3Config {
 
     /// What a plan must know.
     pub fn spec(&self) -> DitSpec {
-        DitSpec {
-            n_blocks: self.num_layers,
-            n_heads: self.num_attention_heads,
-            head_dim: self.attention_head_dim,
-            channels: self.in_channels * self.patch_size.pow(2),
-        }
+        let heads = [self.num_attention_heads, self.attention_head_dim];
+        spec(self.num_layers, heads, self.in_channels, self.patch_size)
     }
 
     fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "SD3Transformer2DModel", what });
-        for (name, size) in [
-            ("patch_size", self.patch_size),
-            ("in_channels", self.in_channels),
-            ("num_layers", self.num_layers),
-            ("attention_head_dim", self.attention_head_dim),
-            ("num_attention_heads", self.num_attention_heads),
-            ("pos_embed_max_size", self.pos_embed_max_size),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "SD3Transformer2DModel",
+            &[
+                ("patch_size", self.patch_size),
+                ("in_channels", self.in_channels),
+                ("num_layers", self.num_layers),
+                ("attention_head_dim", self.attention_head_dim),
+                ("num_attention_heads", self.num_attention_heads),
+                ("pos_embed_max_size", self.pos_embed_max_size),
+            ],
+        )?;
         if self.caption_projection_dim != self.d_model() {
             return bad(format!(
                 "caption_projection_dim={} must be num_attention_heads * attention_head_dim={}",

@@ -46,15 +46,9 @@ impl Architecture for Sd3Pipeline {
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
         let transformer: Sd3Config = components.config("transformer")?;
-        Ok(Geometry {
-            vae_scale: vae.scale(),
-            patch: transformer.patch_size,
-            channels: transformer.in_channels,
-            max_tokens: Some(transformer.pos_embed_max_size),
-            packed: false,
-        })
+        let geometry = Geometry::of(components, transformer.in_channels, transformer.patch_size)?;
+        Ok(Geometry { max_tokens: Some(transformer.pos_embed_max_size), ..geometry })
     }
 
     fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {

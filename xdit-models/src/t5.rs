@@ -9,7 +9,7 @@ use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, Linear, attention, geglu, merge_heads, rms_norm, split_heads, to_dtype, to_f32};
 
 use crate::clip::embed;
-use crate::error::ModelError;
+use crate::error::{ModelError, positive};
 
 /// `text_encoder_2/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,18 +57,17 @@ impl Default for T5Config {
 impl T5Config {
     fn check(&self) -> Result<(), ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "T5EncoderModel", what });
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("d_kv", self.d_kv),
-            ("d_ff", self.d_ff),
-            ("num_layers", self.num_layers),
-            ("num_heads", self.num_heads),
-        ] {
-            if size == 0 {
-                return bad(format!("{name} must be positive"));
-            }
-        }
+        positive(
+            "T5EncoderModel",
+            &[
+                ("vocab_size", self.vocab_size),
+                ("d_model", self.d_model),
+                ("d_kv", self.d_kv),
+                ("d_ff", self.d_ff),
+                ("num_layers", self.num_layers),
+                ("num_heads", self.num_heads),
+            ],
+        )?;
         // a quarter of the buckets count single tokens, another the logarithm of the distance, for either direction
         let (buckets, far) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || far <= buckets / 4 {
