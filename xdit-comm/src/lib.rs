@@ -1,7 +1,9 @@
-//! Communicators: how the ranks of a mesh exchange tensors, and how they are started.
+//! Communicators: how the ranks of a mesh exchange tensors.
 //!
-//! The seam is [`xdit_core::comm::Communicator`]; this crate will hold what fills it: `local` (ranks are threads of one
-//! process, on any Burn device), `nccl` and `mpi`, and the launchers for them. Until those land, one device needs none.
+//! The seam is [`xdit_core::comm::Communicator`]; this crate holds what fills it. So far that is [`local`]: ranks are
+//! threads of one process, on any Burn device.
 #![forbid(unsafe_code)]
+
+pub mod local;
 
 pub use xdit_core::comm::{CommError, Communicator};

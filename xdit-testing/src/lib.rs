@@ -1,5 +1,7 @@
-//! What the tests of all crates share: golden cases and how to compare with them, and the checker of drawn scenes.
+//! What the tests of all crates share: golden cases and how to compare with them, ranks on threads, and the checker of
+//! drawn scenes.
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod mesh;
 pub mod scene;

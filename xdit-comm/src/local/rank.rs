@@ -1,0 +1,247 @@
+//! A rank's handle on a group of threads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use burn::tensor::Device;
+use xdit_core::comm::{Call, CommError, Communicator, Part, Pending, Stats};
+
+use super::shared::Shared;
+use super::state::{Lane, Letter, Slot};
+
+pub struct Rank {
+    seat: Arc<Seat>,
+    stats: Mutex<Stats>,
+}
+
+/// A rank's place in a group; held until the last of its posted operations is over as well.
+struct Seat {
+    shared: Arc<Shared>,
+    group: u64,
+    /// World ranks, in rank order of the group.
+    members: Arc<[usize]>,
+    /// Number in the group.
+    rank: usize,
+    device: Device,
+    counts: Mutex<Counts>,
+}
+
+/// How often what was called; both ends of a way count alike.
+struct Counts {
+    collectives: u64,
+    /// By rank of the group.
+    sent: Vec<u64>,
+    received: Vec<u64>,
+}
+
+impl Rank {
+    pub fn new(shared: Arc<Shared>, group: u64, members: Arc<[usize]>, rank: usize, device: Device) -> Self {
+        let counts = Counts { collectives: 0, sent: vec![0; members.len()], received: vec![0; members.len()] };
+        let seat = Seat { shared, group, members, rank, device, counts: Mutex::new(counts) };
+        Self { seat: Arc::new(seat), stats: Mutex::default() }
+    }
+
+    /// One letter to every member and one from each, in rank order; and the number of this collective.
+    fn swap(&self, letters: Vec<Letter>) -> Result<(Vec<Letter>, u64), CommError> {
+        let (me, op) = (self.world_rank(), letters[self.rank()].call.op);
+        let seat = &*self.seat;
+        let seq = next(&mut seat.counts().collectives);
+        let slot = |from, to| seat.slot(Lane::Collective, from, to, seq);
+        seat.shared.with(|state| {
+            state.begin(me, op)?;
+            for (to, letter) in letters.into_iter().enumerate() {
+                self.record(to, &letter);
+                state.post(slot(self.rank(), to), letter);
+            }
+            Ok(())
+        })?;
+        let slots: Vec<_> = (0..self.size()).map(|from| slot(from, self.rank())).collect();
+        let letters = seat.shared.take(me, op, &slots)?;
+        let calls: Vec<_> = seat.members.iter().copied().zip(letters.iter().map(|letter| &letter.call)).collect();
+        seat.shared.agree(me, &calls)?;
+        Ok((letters, seq))
+    }
+
+    fn record(&self, to: usize, letter: &Letter) {
+        if to != self.rank() && letter.part.data.is_some() {
+            self.stats_mut().record(letter.call.op, letter.part.n_bytes());
+        }
+    }
+
+    fn stats_mut(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_peer(&self, op: &'static str, peer: usize) -> Result<(), CommError> {
+        let size = self.size();
+        if peer < size {
+            return Ok(());
+        }
+        self.refuse(CommError::NoSuchRank { rank: self.world_rank(), op, peer, size })
+    }
+
+    fn refuse(&self, error: CommError) -> Result<(), CommError> {
+        self.abort(&error.to_string());
+        Err(error)
+    }
+}
+
+impl Communicator for Rank {
+    fn rank(&self) -> usize {
+        self.seat.rank
+    }
+
+    fn size(&self) -> usize {
+        self.seat.members.len()
+    }
+
+    fn world_rank(&self) -> usize {
+        self.seat.world_rank()
+    }
+
+    fn device(&self) -> &Device {
+        &self.seat.device
+    }
+
+    fn exchange(&self, call: Call, parts: Vec<Part>) -> Result<Vec<Part>, CommError> {
+        let (op, n, size) = (call.op, parts.len(), self.size());
+        if n != size {
+            self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size })?;
+        }
+        let letter = |part| Letter { call: call.clone(), part, place: [0; 2] };
+        let (letters, _) = self.swap(parts.into_iter().map(letter).collect())?;
+        letters.into_iter().enumerate().map(|(from, letter)| self.seat.land(op, from, letter.part)).collect()
+    }
+
+    fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError> {
+        let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
+        self.check_peer(op, to)?;
+        let letter = Letter { call, part, place: [0; 2] };
+        let slot = seat.slot(Lane::Point, self.rank(), to, next(&mut seat.counts().sent[to]));
+        seat.shared.with(|state| {
+            state.check_there(slot.group, slot.to);
+            state.begin(me, op)?;
+            self.record(to, &letter);
+            state.post(slot, letter);
+            Ok(())
+        })?;
+        Ok(Box::new(Sending { seat: Arc::clone(seat), op }))
+    }
+
+    fn post_recv(&self, call: Call, from: usize) -> Result<Box<dyn Pending<Part>>, CommError> {
+        let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
+        self.check_peer(op, from)?;
+        let slot = seat.slot(Lane::Point, from, self.rank(), next(&mut seat.counts().received[from]));
+        seat.shared.with(|state| state.begin(me, op))?;
+        Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, slot, taken: false }))
+    }
+
+    fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator>, CommError> {
+        let Seat { shared, group, members, device, .. } = &*self.seat;
+        let letter = |_| Letter { call: Call::bare("split", &[]), part: Part::nothing(), place: [color, key] };
+        let (letters, seq) = self.swap((0..self.size()).map(letter).collect())?;
+        let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].place[0] == color).collect();
+        // stable: in rank order where keys are equal
+        chosen.sort_by_key(|&i| letters[i].place[1]);
+        let rank = chosen.iter().take_while(|&&i| i != self.rank()).count();
+        let group = shared.with(|state| state.group(*group, seq, color));
+        let members = chosen.into_iter().map(|i| members[i]).collect();
+        Ok(Box::new(Rank::new(Arc::clone(shared), group, members, rank, device.clone())))
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats_mut().clone()
+    }
+
+    fn reset_stats(&self) {
+        *self.stats_mut() = Stats::default();
+    }
+
+    fn abort(&self, reason: &str) {
+        self.seat.shared.with(|state| state.abort(self.world_rank(), reason));
+    }
+}
+
+/// Returns the count so far.
+fn next(count: &mut u64) -> u64 {
+    *count += 1;
+    *count - 1
+}
+
+impl Seat {
+    fn world_rank(&self) -> usize {
+        self.members[self.rank]
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, lane: Lane, from: usize, to: usize, seq: u64) -> Slot {
+        Slot { group: self.group, lane, from: self.members[from], to: self.members[to], seq }
+    }
+
+    /// Brings what rank `from` of the group sent to this rank's device.
+    fn land(&self, op: &'static str, from: usize, mut part: Part) -> Result<Part, CommError> {
+        if let Some(sent) = part.data.take_if(|sent| sent.device() != self.device) {
+            part.data = Some(sent.clone().to_device(&self.device));
+            // Burn 0.22 may reuse the sender's memory while a GPU still reads it, so `sent` lives until then
+            self.device.sync().map_err(|e| CommError::Copy {
+                rank: self.world_rank(),
+                op,
+                peer: self.members[from],
+                reason: e.to_string(),
+            })?;
+        }
+        Ok(part)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let me = self.world_rank();
+        let unread = self.shared.with(|state| state.leave(self.group, me, thread::panicking()));
+        // tensors are freed without the lock
+        drop(unread);
+    }
+}
+
+/// Once posted, a message needs nothing more of its sender.
+struct Sending {
+    seat: Arc<Seat>,
+    op: &'static str,
+}
+
+impl Pending<()> for Sending {
+    fn wait(self: Box<Self>) -> Result<(), CommError> {
+        self.seat.shared.with(|state| state.check(self.seat.world_rank(), self.op))
+    }
+}
+
+struct Receiving {
+    seat: Arc<Seat>,
+    call: Call,
+    /// Number in the group.
+    from: usize,
+    slot: Slot,
+    taken: bool,
+}
+
+impl Pending<Part> for Receiving {
+    fn wait(mut self: Box<Self>) -> Result<Part, CommError> {
+        let (seat, op) = (Arc::clone(&self.seat), self.call.op);
+        let letter = seat.shared.take(self.slot.to, op, &[self.slot])?.remove(0);
+        self.taken = true;
+        seat.shared.agree(self.slot.to, &[(self.slot.to, &self.call), (self.slot.from, &letter.call)])?;
+        seat.land(op, self.from, letter.part)
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if !self.taken {
+            let unread = self.seat.shared.with(|state| state.forget(self.slot));
+            drop(unread);
+        }
+    }
+}
