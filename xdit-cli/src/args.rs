@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use xdit_core::mesh::ParallelConfig;
+
 use crate::device::DeviceArg;
 
 /// Pictures from prompts with diffusion transformers, on one device or many.
@@ -96,12 +98,51 @@ pub struct Generate {
     /// Precision of weights and activations [default: f32 on cpu and wgpu, bf16 on cuda]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub parallel: Parallel,
     /// No progress, no file names
     #[arg(long, short)]
     pub quiet: bool,
     /// One JSON record on standard output: files, seconds per phase, peak memory
     #[arg(long)]
     pub json: bool,
+}
+
+/// How many ranks share the request. On one device they are threads of this process.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+#[command(next_help_heading = "Parallelism")]
+pub struct Parallel {
+    /// Ranks that share each picture's tokens by sharing out the heads
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub ulysses_degree: usize,
+    /// Ranks that share each picture's tokens by passing keys and values around
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub ring_degree: usize,
+    /// Two ranks for each one: one predicts with the prompt, one with the negative prompt
+    #[arg(long)]
+    pub use_cfg_parallel: bool,
+    /// Replicas that draw different pictures
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub data_parallel_degree: usize,
+    /// Pipeline stages; not built yet
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub pipefusion_parallel_degree: usize,
+    /// Ranks that share each layer's weights; not built yet
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub tensor_parallel_degree: usize,
+}
+
+impl Parallel {
+    pub fn config(&self) -> ParallelConfig {
+        ParallelConfig {
+            data: self.data_parallel_degree,
+            cfg: if self.use_cfg_parallel { 2 } else { 1 },
+            pipefusion: self.pipefusion_parallel_degree,
+            ring: self.ring_degree,
+            ulysses: self.ulysses_degree,
+            tensor: self.tensor_parallel_degree,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

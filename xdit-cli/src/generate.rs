@@ -6,13 +6,19 @@ use xdit_core::engine::SkipLayers;
 use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
 
 use crate::args::{self, Generate};
+use crate::launch;
 use crate::output::Target;
 use crate::progress::Progress;
 
 pub fn run(args: &Generate) -> Result<()> {
     let mut progress = Progress::new(args.quiet, args.json);
-    let options =
-        Options { device: args.device.open()?, dtype: args.device.dtype(args.dtype), variant: args.variant.clone() };
+    launch::check_environment()?;
+    let options = Options {
+        device: args.device.open()?,
+        dtype: args.device.dtype(args.dtype),
+        variant: args.variant.clone(),
+        parallel: args.parallel.config(),
+    };
     let source = match &args.model {
         None => ModelSource::Builtin,
         Some(model) => match ModelSource::parse(model) {
@@ -75,6 +81,7 @@ pub fn run(args: &Generate) -> Result<()> {
             "true_cfg_scale": settings.true_cfg_scale,
             "guidance_rescale": settings.guidance_rescale,
             "max_sequence_length": settings.max_sequence_length,
+            "ranks": args.parallel.config().world_size(),
             "seconds": progress.seconds(),
             "peak_memory_bytes": peak_memory(),
             "warnings": progress.warnings(),

@@ -7,6 +7,7 @@ mod args;
 mod device;
 mod generate;
 mod inspect;
+mod launch;
 mod models;
 mod output;
 mod progress;

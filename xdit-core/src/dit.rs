@@ -1,12 +1,14 @@
 //! The seam between a model and the engine: a DiT cut at its block boundaries, and the attention that is passed in.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use crate::comm::CommError;
 use crate::ops::{self, RopeTable};
 
 /// A diffusion transformer. The engine owns the loop over the blocks; the model knows nothing of ranks.
-pub trait Dit {
+pub trait Dit: Send + Sync {
     /// What a plan must know of the model.
     fn spec(&self) -> DitSpec;
 
@@ -38,6 +40,9 @@ pub struct DitSpec {
     pub head_dim: usize,
     /// Channels of an image token of the latents.
     pub channels: usize,
+    /// Whether text tokens are a stream of their own that blocks change, so that they can be shared out among ranks;
+    /// otherwise blocks look at the whole text, which every rank holds.
+    pub joint: bool,
 }
 
 /// A picture's size in image tokens.
@@ -104,6 +109,14 @@ impl TextStates {
         Self { states, seen: None }
     }
 
+    /// A band of the tokens.
+    pub fn band(&self, range: Range<usize>) -> Self {
+        Self {
+            states: self.states.clone().narrow(1, range.start, range.len()),
+            seen: self.seen.as_ref().map(|seen| seen.iter().map(|row| row[range.clone()].to_vec()).collect()),
+        }
+    }
+
     /// Tokens of each prompt.
     pub fn n_tokens(&self) -> usize {
         self.states.dims()[1]
@@ -121,6 +134,23 @@ pub struct Places {
     pub joint: Option<RopeTable>,
     /// What is added to the image tokens, `[img_tokens, d_model]`.
     pub img_embedding: Option<Tensor<2>>,
+}
+
+impl Places {
+    /// Those of a band of the text tokens and a band of the image tokens.
+    pub fn band(&self, txt: Range<usize>, img: Range<usize>) -> Self {
+        let img_embedding = self.img_embedding.as_ref().map(|t| t.clone().narrow(0, img.start, img.len()));
+        let (txt, img) = (self.txt.as_ref().map(|t| t.rows(txt)), self.img.as_ref().map(|t| t.rows(img)));
+        Self {
+            joint: match (&self.joint, &txt, &img) {
+                (Some(_), Some(txt), Some(img)) => Some(txt.then(img)),
+                _ => None,
+            },
+            txt,
+            img_embedding,
+            img,
+        }
+    }
 }
 
 /// What flows from block to block.

@@ -1,8 +1,10 @@
 //! The denoising loop, written once for every model, sampler and attention strategy.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
-use crate::comm::CommError;
+use crate::comm::{CommError, Communicator, even_sizes};
 use crate::dit::{Attention, Ctx, Dit, Inputs, Places, TextEmbeddings, TokenGrid};
 use crate::observer::{Observer, Phase};
 use crate::sampler::{History, Rows, Sampler};
@@ -40,7 +42,7 @@ pub enum EngineError {
 pub struct Denoise<'a> {
     /// Unit normal noise to start from, `[batch, img_tokens, channels]`, f32
     pub noise: Tensor<3>,
-    /// More of it, for samplers that add some at each step.
+    /// More of it, for samplers that add some at each step; all of the picture's tokens too.
     pub more_noise: &'a mut dyn FnMut() -> Tensor<3>,
     /// The picture in tokens.
     pub grid: TokenGrid,
@@ -88,70 +90,122 @@ impl SkipLayers {
     }
 }
 
-/// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32.
+/// A rank's share in one picture: whom it shares it with, and how its attention finds their keys.
+pub struct Team<'a> {
+    /// The ranks that share the picture's tokens, in the order of their bands. Each holds one band of the image tokens,
+    /// as even as can be, and of the text tokens where the model's blocks change them.
+    pub sequence: &'a dyn Communicator,
+    /// The ranks that share classifier-free guidance: the first predicts with the prompt, the second with the negative one.
+    pub cfg: &'a dyn Communicator,
+    /// The attention of this rank's tokens.
+    pub attn: &'a mut dyn Attention,
+}
+
+/// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank.
 ///
 /// # Errors
 /// A rank that failed, a cancelled request, latents that are not finite.
 pub fn denoise(
     dit: &dyn Dit,
-    attn: &mut dyn Attention,
+    team: Team<'_>,
     sampler: &dyn Sampler,
     request: Denoise<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Tensor<3>, EngineError> {
     let Denoise { noise, more_noise, grid, size, text, guidance, cfg } = request;
+    let Team { sequence, cfg: branches, attn } = team;
     let timesteps = sampler.timesteps();
     let n_steps = timesteps.len();
-    let places = dit.place(grid, text.txt.n_tokens());
-    // a negative prompt may have another number of tokens
-    let negative = cfg.map(|cfg| (dit.place(grid, cfg.negative.txt.n_tokens()), cfg));
+    let img = band(sequence, grid.n_tokens());
+    let cut = |x: Tensor<3>| x.narrow(1, img.start, img.len());
+    let positive = Prompt::new(dit, grid, sequence, text);
+    let negative = cfg.map(|cfg| Prompt::new(dit, grid, sequence, cfg.negative));
     let mut ctx = Ctx { attn };
 
     let mut latents = match sampler.initial_scale() {
-        1.0 => noise,
-        scale => noise * scale,
+        1.0 => cut(noise),
+        scale => cut(noise) * scale,
     };
     let mut history = History::default();
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
     for (step, timestep) in timesteps.iter().copied().enumerate() {
         let input = sampler.model_input(step, latents.clone());
-        let mut predict = |text: &TextEmbeddings, places: &Places, skip: &[usize]| {
+        let mut predict = |prompt: &Prompt, skip: &[usize]| {
+            let Prompt { text, places } = prompt;
             forward(dit, &mut ctx, Inputs { latents: input.clone(), places, timestep, text, guidance, size }, skip)
         };
-        let mut prediction = predict(text, &places, &[])?;
-        if let Some((negative_places, cfg)) = &negative {
-            let negative = predict(cfg.negative, negative_places, &[])?;
-            let positive = prediction;
-            prediction = guide(positive.clone(), negative, cfg);
-            if let Some(skip) = cfg.skip_layers.filter(|skip| skip.at(step, n_steps)) {
-                let without = predict(text, &places, &skip.blocks)?;
-                prediction = prediction + (positive - without) * skip.scale;
+        let prediction = match (&negative, cfg) {
+            (Some(negative), Some(cfg)) => {
+                // the prompts are dealt out, and every branch gets all predictions
+                let (n, me) = (branches.size(), branches.rank());
+                let mut mine = Vec::new();
+                for (_, prompt) in [&positive, negative].into_iter().enumerate().filter(|(i, _)| i % n == me) {
+                    mine.push(predict(prompt, &[])?);
+                }
+                let both = branches.all_gather(Tensor::cat(mine, 0), 0)?;
+                let batch = both.dims()[0] / 2;
+                let (with, without) = (both.clone().narrow(0, 0, batch), both.narrow(0, batch, batch));
+                let guided = guide(with.clone(), without, &cfg, sequence)?;
+                match cfg.skip_layers.filter(|skip| skip.at(step, n_steps)) {
+                    Some(skip) => guided + (with - predict(&positive, &skip.blocks)?) * skip.scale,
+                    None => guided,
+                }
             }
-        }
-        let noise = sampler.needs_noise(step).then(&mut *more_noise);
+            _ => predict(&positive, &[])?,
+        };
+        let noise = sampler.needs_noise(step).then(|| cut(more_noise()));
         latents = sampler.step(step, Rows { latents, prediction, noise }, &mut history);
         observer.latents(step, &latents);
         if observer.advance(Phase::Denoise, step as u64 + 1).is_break() {
             return Err(EngineError::Cancelled { step: step + 1, n_steps });
         }
     }
+    let latents = sequence.all_gather(latents, 1)?;
     check_finite(&latents, n_steps)?;
     observer.end(Phase::Denoise);
     Ok(latents)
 }
 
-fn guide(positive: Tensor<3>, negative: Tensor<3>, cfg: &Cfg<'_>) -> Tensor<3> {
+/// This rank's band of `n` tokens.
+fn band(sequence: &dyn Communicator, n: usize) -> Range<usize> {
+    let sizes = even_sizes(n, sequence.size());
+    let start = sizes[..sequence.rank()].iter().sum();
+    start..start + sizes[sequence.rank()]
+}
+
+/// This rank's share of an encoded prompt.
+struct Prompt {
+    text: TextEmbeddings,
+    places: Places,
+}
+
+impl Prompt {
+    fn new(dit: &dyn Dit, grid: TokenGrid, sequence: &dyn Communicator, text: &TextEmbeddings) -> Self {
+        let n_txt = text.txt.n_tokens();
+        let txt = if dit.spec().joint { band(sequence, n_txt) } else { 0..n_txt };
+        let places = dit.place(grid, n_txt).band(txt.clone(), band(sequence, grid.n_tokens()));
+        Self { text: TextEmbeddings { txt: text.txt.band(txt), ..text.clone() }, places }
+    }
+}
+
+fn guide(
+    positive: Tensor<3>,
+    negative: Tensor<3>,
+    cfg: &Cfg<'_>,
+    sequence: &dyn Communicator,
+) -> Result<Tensor<3>, CommError> {
     let guided = negative.clone() + (positive.clone() - negative) * cfg.scale;
     if cfg.rescale == 0.0 {
-        return guided;
+        return Ok(guided);
     }
-    // the ratio of standard deviations over each picture
-    let spread = |x: &Tensor<3>| {
-        let centred = x.clone() - x.clone().mean_dim(2).mean_dim(1);
-        (centred.clone() * centred).mean_dim(2).mean_dim(1).sqrt()
+    // the ratio of standard deviations over each whole picture
+    let spread = |x: &Tensor<3>| -> Result<Tensor<3>, CommError> {
+        let x = sequence.all_gather(x.clone(), 1)?;
+        let centred = x.clone() - x.mean_dim(2).mean_dim(1);
+        Ok((centred.clone() * centred).mean_dim(2).mean_dim(1).sqrt())
     };
-    let rescaled = guided.clone() * (spread(&positive) / spread(&guided));
-    rescaled * cfg.rescale + guided * (1.0 - cfg.rescale)
+    let rescaled = guided.clone() * (spread(&positive)? / spread(&guided)?);
+    Ok(rescaled * cfg.rescale + guided * (1.0 - cfg.rescale))
 }
 
 /// One pass through all blocks but those of `skip`: the model's prediction, `[batch, img_tokens, channels]`, f32.

@@ -8,6 +8,7 @@ pub mod dit;
 pub mod engine;
 pub mod observer;
 
+pub mod mesh;
 pub mod noise;
 pub mod ops;
 pub mod sampler;

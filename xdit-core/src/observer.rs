@@ -45,7 +45,7 @@ pub trait Observer {
     /// The phase is over.
     fn end(&mut self, _phase: Phase) {}
 
-    /// The latents after step `step`, `[batch, img_tokens, channels]`, for previews. Reading them waits for the device.
+    /// This rank's latents after step `step`, `[batch, img_tokens, channels]`, for previews. Reading them waits for the device.
     fn latents(&mut self, _step: usize, _latents: &Tensor<3>) {}
 
     /// Something the user should know that is no error.

@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let captions = std::fs::read_to_string(&captions).with_context(|| captions.display().to_string())?;
     let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
 
-    let options = Options { device: Device::flex(), dtype: FloatDType::F32, variant: None };
+    let options = Options::on(Device::flex(), FloatDType::F32);
     let mut pipeline = Pipeline::open(&source, options, &mut ())?;
     let mut wrong: BTreeMap<String, usize> = BTreeMap::new();
     for (i, caption) in captions.iter().enumerate() {

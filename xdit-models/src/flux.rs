@@ -67,6 +67,7 @@ impl FluxConfig {
             n_heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
             channels: self.in_channels,
+            joint: true,
         }
     }
 

@@ -10,7 +10,7 @@
 //! use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let options = Options { device: Device::flex(), dtype: FloatDType::F32, variant: None };
+//! let options = Options::on(Device::flex(), FloatDType::F32);
 //! let mut pipeline = Pipeline::open(&ModelSource::Builtin, options, &mut ())?;
 //! let request = Request { seed: 7, ..Request::new("a small blue square on a white background") };
 //! let pictures = pipeline.generate(&request, &mut ())?;
@@ -47,4 +47,5 @@ pub mod error;
 pub mod hub;
 pub mod latents;
 pub mod parts;
+pub mod ranks;
 pub mod tokenizer;

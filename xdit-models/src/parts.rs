@@ -105,7 +105,7 @@ pub fn continuous_norm(linear: &Linear, x: Tensor<3>, temb: &Tensor<2>) -> Tenso
 
 /// The shape of a model whose tokens are squares of `patch` by `patch` latent pixels.
 pub fn spec(n_blocks: usize, [n_heads, head_dim]: [usize; 2], channels: usize, patch: usize) -> DitSpec {
-    DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch }
+    DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch, joint: false }
 }
 
 /// Which norm the heads of queries and keys get.

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use xdit_attn::Local;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
-use xdit_core::engine::{self, Cfg, Denoise, EngineError};
+use xdit_core::engine::{Cfg, Denoise, EngineError};
 use xdit_core::folder::{PipelineFolder, Source};
+use xdit_core::mesh::{Mesh, ParallelConfig, PlanError, PlanFacts};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::SamplerError;
@@ -20,7 +20,7 @@ use crate::hub::HubError;
 use crate::latents::Geometry;
 use crate::registry::{self, Architecture, Guidance};
 use crate::tokenizer::TokenizerError;
-use crate::{builtin, hub};
+use crate::{builtin, hub, ranks};
 
 pub use crate::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
 
@@ -66,6 +66,15 @@ pub struct Options {
     pub dtype: FloatDType,
     /// The checkpoint's variant, such as `fp16`.
     pub variant: Option<String>,
+    /// How many ranks share a request, and how. All are threads of this process on `device`.
+    pub parallel: ParallelConfig,
+}
+
+impl Options {
+    /// On one rank.
+    pub fn on(device: Device, dtype: FloatDType) -> Self {
+        Self { device, dtype, variant: None, parallel: ParallelConfig::default() }
+    }
 }
 
 /// Why there is no picture. Each message is one line.
@@ -86,6 +95,9 @@ pub enum PipelineError {
     /// The hub.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The mesh does not fit the request.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The denoising loop.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -226,6 +238,7 @@ impl Pipeline {
         // before any weight is read: a scheduler that is not supported shows here
         let grid = self.geometry.grid(height, width);
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
+        let mesh = self.mesh(&settings, &guidance)?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
 
         if self.dit.is_none() {
@@ -233,35 +246,34 @@ impl Pipeline {
         }
         let dit = self.dit.as_deref().expect("read above");
 
-        let mut outputs = Vec::new();
-        for (prompt, text) in prompts.iter().enumerate() {
-            // one negative prompt serves all prompts
-            let negative = negative.get(prompt).or(negative.last());
-            for image in 0..request.num_images {
-                let seed = request.seed.wrapping_add(image as u64);
-                let mut generator = TorchGenerator::seeded(seed);
-                let noise = self.noise(&mut generator, &settings);
-                let request_one = Denoise {
-                    noise,
-                    more_noise: &mut || self.noise(&mut generator, &settings),
-                    grid,
-                    size: settings.drawn,
-                    text,
-                    guidance: guidance.told,
-                    cfg: negative.map(|negative| Cfg {
-                        negative,
-                        scale: guidance.scale,
-                        rescale: settings.guidance_rescale,
-                        skip_layers: request.skip_layers.as_ref(),
-                    }),
-                };
-                let latents = engine::denoise(dit, &mut Local, sampler.as_ref(), request_one, observer)?;
-                outputs.push((prompt, image, seed, latents));
-            }
-        }
+        let n = prompts.len() * request.num_images;
+        let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64);
+        let draw = |i: usize, denoise: &mut dyn FnMut(Denoise<'_>) -> Result<(), EngineError>| {
+            let prompt = i / request.num_images;
+            let mut generator = TorchGenerator::seeded(seed(i));
+            let noise = self.noise(&mut generator, &settings);
+            denoise(Denoise {
+                noise,
+                more_noise: &mut || self.noise(&mut generator, &settings),
+                grid,
+                size: settings.drawn,
+                text: &prompts[prompt],
+                guidance: guidance.told,
+                // one negative prompt serves all prompts
+                cfg: negative.get(prompt).or(negative.last()).map(|negative| Cfg {
+                    negative,
+                    scale: guidance.scale,
+                    rescale: settings.guidance_rescale,
+                    skip_layers: request.skip_layers.as_ref(),
+                }),
+            })
+        };
+        let device = &self.components.options.device;
+        let all = ranks::denoise_all(&mesh, device, dit, sampler.as_ref(), n, &draw, observer)?;
 
-        let mut results = Vec::with_capacity(outputs.len());
-        for (prompt, image, seed, latents) in outputs {
+        let mut results = Vec::with_capacity(n);
+        for (i, latents) in all.into_iter().enumerate() {
+            let (prompt, image, seed) = (i / request.num_images, i % request.num_images, seed(i));
             let content = match request.output {
                 OutputType::Picture => self.decode(latents, &settings, observer)?,
                 OutputType::Latent if self.geometry.packed => {
@@ -275,6 +287,21 @@ impl Pipeline {
             results.push(Output { prompt, image, seed, content });
         }
         Ok(results)
+    }
+
+    /// How the request is shared out.
+    fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<Mesh, PipelineError> {
+        let parallel = self.components.options.parallel;
+        let [height, width] = settings.drawn;
+        parallel.fits(&PlanFacts {
+            n_heads: self.spec.n_heads,
+            n_blocks: self.spec.n_blocks,
+            n_img_tokens: self.geometry.grid(height, width).n_tokens(),
+            // at least: other encoders may add to them
+            n_txt_tokens: self.spec.joint.then_some(settings.max_sequence_length),
+            guided: guidance.guided,
+        })?;
+        Ok(Mesh::new(parallel, parallel.world_size())?)
     }
 
     /// What the request's scales mean to this model.

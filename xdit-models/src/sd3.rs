@@ -78,7 +78,7 @@ impl Sd3Config {
     /// What a plan must know.
     pub fn spec(&self) -> DitSpec {
         let heads = [self.num_attention_heads, self.attention_head_dim];
-        spec(self.num_layers, heads, self.in_channels, self.patch_size)
+        DitSpec { joint: true, ..spec(self.num_layers, heads, self.in_channels, self.patch_size) }
     }
 
     fn check(&self) -> Result<Heads, ModelError> {

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType};
 use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
 
 fn draw(source: &ModelSource) -> Vec<u8> {
-    let options = Options { device: Device::flex(), dtype: FloatDType::F32, variant: None };
+    let options = Options::on(Device::flex(), FloatDType::F32);
     let mut pipeline = Pipeline::open(source, options, &mut ()).expect("a pipeline");
     let request = Request { num_inference_steps: Some(2), ..Request::new("a red circle on a blue background") };
     let output = pipeline.generate(&request, &mut ()).expect("a picture").remove(0);

@@ -39,6 +39,17 @@ fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, s
     Attended { out: to_dtype(weights, dtype).matmul(v), lse }
 }
 
+/// Attention over the keys of both, from attention over either: each output weighted by its share of the sum of
+/// exponentials, in f32.
+pub fn merge_attended(a: Attended, b: Attended) -> Attended {
+    let max = a.lse.clone().max_pair(b.lse.clone()).clamp_min(f32::MIN / 2.0);
+    let (wa, wb) = ((a.lse - max.clone()).exp(), (b.lse - max.clone()).exp());
+    let sum = wa.clone() + wb.clone();
+    let share = |w: Tensor<3>| (w / sum.clone().clamp_min(f32::MIN_POSITIVE)).unsqueeze_dim::<4>(3);
+    let out = to_f32(a.out) * share(wa) + to_f32(b.out) * share(wb);
+    Attended { out, lse: max + sum.log() }
+}
+
 /// `[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`, a view.
 pub fn split_heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
     let [b, n, d] = x.dims();

@@ -18,7 +18,7 @@ mod linear;
 mod norm;
 mod rope;
 
-pub use attention::{Attended, attention, cat_tokens, merge_heads, split_heads};
+pub use attention::{Attended, attention, cat_tokens, merge_attended, merge_heads, split_heads};
 pub use conv::{Conv2d, GroupNorm, pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Activation, Linear, geglu, linear_cat};
 pub use norm::{HeadNorm, LayerNorm, gated_residual, layer_norm, modulated_norm, rms_norm};

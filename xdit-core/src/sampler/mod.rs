@@ -23,7 +23,7 @@ pub use flow_match_euler::{FlowMatchEuler, FlowMatchEulerConfig, TimeShift, calc
 
 /// A sampler set up for a number of steps. It does not advance by itself: the step is an argument and the history the
 /// caller's, so that any part of the tokens can be stepped at any time.
-pub trait Sampler {
+pub trait Sampler: Send + Sync {
     /// The time that the model is told at each step, in `[0, 1000]`, f32 as upstream keeps it.
     fn timesteps(&self) -> &[f32];
 

@@ -11,6 +11,11 @@ use super::simd::vectorised;
 use super::{Host, buffer, tensor};
 use crate::ops::linear::{Activation, Linear};
 
+/// Products that the `gemm` crate adds up in one go whatever the size of the result.
+const LONGEST_SUM: usize = 512;
+/// Elements of a result for which it may take a kernel of its own.
+const SMALLEST: usize = 16 * 16;
+
 /// A read-only matrix in memory: `at(i, j) = data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
@@ -58,6 +63,12 @@ pub fn dense<const D: usize>(xs: &[Tensor<D>], layer: &Linear, act: Activation) 
 
     let mut dims = xs[0].dims();
     let (m, n) = (hosts[0].n_rows(), layer.d_out());
+    // A lone token would take another path through the product; a second one keeps its bits those that it has among
+    // others. Vectors (of times, of pooled text) are alone on every rank.
+    if D == 3 && m == 1 {
+        let twice = xs.iter().map(|x| Tensor::cat(vec![x.clone(), x.clone()], 1)).collect::<Vec<_>>();
+        return Some(dense(&twice, layer, act)?.narrow(1, 0, 1));
+    }
     dims[D - 1] = n;
     let mut out = buffer(m * n);
     let inputs: Vec<_> = hosts.iter().zip(strides).collect();
@@ -163,9 +174,29 @@ impl Tile<'_> {
     }
 
     /// The tile becomes `alpha a b`, or grows by it, on the calling thread.
+    ///
+    /// How the `gemm` crate adds up the products of an element depends on the size of the result in two ways, which
+    /// are both kept from it here (see the invariant of this module): it cuts long sums differently for small results,
+    /// and takes another kernel for very small ones whose operands both lie along the sum.
     fn gemm(&mut self, add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
         assert_eq!(a.cols, b.rows, "inner dimensions");
         assert_eq!((a.rows, b.cols), (self.rows, self.cols), "dimensions of the result");
+        for from in (0..a.cols).step_by(LONGEST_SUM) {
+            let k = LONGEST_SUM.min(a.cols - from);
+            let a = Mat { data: &a.data[from * a.col_stride..], cols: k, ..a };
+            let b = Mat { data: &b.data[from * b.row_stride..], rows: k, ..b };
+            if self.rows > 1 && self.rows * self.cols <= SMALLEST && a.col_stride == 1 && b.row_stride == 1 {
+                let columns: Vec<f32> =
+                    (0..k).flat_map(|j| (0..a.rows).map(move |i| a.data[i * a.row_stride + j])).collect();
+                let a = Mat { data: &columns, row_stride: 1, col_stride: a.rows, ..a };
+                self.gemm_at_once(add || from > 0, alpha, a, b);
+            } else {
+                self.gemm_at_once(add || from > 0, alpha, a, b);
+            }
+        }
+    }
+
+    fn gemm_at_once(&mut self, add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
         a.check();
         b.check();
         if self.rows == 0 || self.cols == 0 {

@@ -3,8 +3,8 @@
 //! Each function returns `None` when its inputs are not Flex float tensors; the caller then composes Burn
 //! operations. Half precision tensors are widened on the way in and narrowed on the way out.
 //!
-//! **Invariant**: a row of any result has the same bits whatever other rows are computed with it and on however many
-//! threads, as long as it is not the only row. Sequence parallelism is tested for equal bits on this.
+//! **Invariant**: a token's row of any result has the same bits whatever other rows are computed with it and on however
+//! many threads. Sequence parallelism is tested for equal bits on this.
 
 mod attention;
 mod conv;

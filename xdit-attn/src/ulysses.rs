@@ -1,0 +1,53 @@
+//! DeepSpeed-Ulysses (arXiv 2309.14509): every rank trades its share of the tokens for a share of the heads.
+
+use burn::tensor::Tensor;
+use xdit_core::comm::{CommError, Communicator};
+use xdit_core::dit::{Attention, Qkv, Site};
+
+/// All-to-all before and after an attention of fewer heads over more tokens.
+///
+/// Per call and rank, of `u` ranks with `n` tokens each, `3 (u - 1) / u` of the rank's queries' bytes are sent before and a
+/// third of that after. Heads that `u` does not divide are spread as evenly as they can be.
+///
+/// On the CPU the result has the bits of one device's, if `inner` has: each head sees all keys in their order.
+pub struct Ulysses<A> {
+    comm: Box<dyn Communicator>,
+    inner: A,
+}
+
+impl<A: Attention> Ulysses<A> {
+    /// - `comm`: the ranks that share the heads, in the order of their tokens
+    /// - `inner`: what attends once the heads are shared out: [`Local`](crate::Local), or [`Ring`](crate::Ring) where
+    ///   other groups hold more tokens
+    pub fn new(comm: Box<dyn Communicator>, inner: A) -> Self {
+        Self { comm, inner }
+    }
+
+    /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`
+    fn to_heads(&self, x: Qkv) -> Result<Qkv, CommError> {
+        let b = x.q.dims()[0];
+        // one message for all three
+        let all = self.comm.all_to_all(Tensor::cat(vec![x.q, x.k, x.v], 0), 1, 2)?;
+        let part = |i: usize| all.clone().narrow(0, i * b, b);
+        Ok(Qkv { q: part(0), k: part(1), v: part(2) })
+    }
+
+    /// The way back. Tokens are cut as evenly as the engine cuts them.
+    fn to_tokens(&self, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
+        self.comm.all_to_all(x, 2, 1)
+    }
+}
+
+impl<A: Attention> Attention for Ulysses<A> {
+    fn joint(&mut self, site: Site, txt: Qkv, img: Qkv) -> Result<(Tensor<4>, Tensor<4>), CommError> {
+        let (txt, img) = (self.to_heads(txt)?, self.to_heads(img)?);
+        let (txt, img) = self.inner.joint(site, txt, img)?;
+        Ok((self.to_tokens(txt)?, self.to_tokens(img)?))
+    }
+
+    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
+        let img = self.to_heads(img)?;
+        let img = self.inner.self_attn(site, img)?;
+        self.to_tokens(img)
+    }
+}

@@ -1,0 +1,114 @@
+//! Running the denoising loop on every rank of a mesh.
+//!
+//! Ranks are threads of this process. The caller's thread is rank 0, which the observer watches; the transformer is in
+//! memory once and shared.
+
+use std::thread;
+
+use burn::tensor::{Device, Tensor};
+use xdit_attn::{Local, Ring, Ulysses};
+use xdit_comm::local::World;
+use xdit_core::comm::{CommError, Communicator};
+use xdit_core::dit::{Attention, Dit};
+use xdit_core::engine::{self, Denoise, EngineError, Team};
+use xdit_core::mesh::{Axis, Mesh};
+use xdit_core::observer::Observer;
+use xdit_core::sampler::Sampler;
+
+/// One rank's communicators. Whoever drops it leaves the world.
+struct Rank {
+    replica: usize,
+    world: Box<dyn Communicator>,
+    sequence: Box<dyn Communicator>,
+    cfg: Box<dyn Communicator>,
+    attn: Box<dyn Attention>,
+}
+
+impl Rank {
+    /// Every rank of the world must come here.
+    fn new(mesh: &Mesh, world: Box<dyn Communicator>) -> Result<Self, CommError> {
+        let rank = world.rank();
+        let group = |axes: &[Axis]| world.split(mesh.color(rank, axes), rank);
+        let (ulysses, ring) = (group(&[Axis::Ulysses])?, group(&[Axis::Ring])?);
+        let attn: Box<dyn Attention> = match (ulysses.size(), ring.size()) {
+            (1, 1) => Box::new(Local),
+            (1, _) => Box::new(Ring::new(ring)),
+            (_, 1) => Box::new(Ulysses::new(ulysses, Local)),
+            _ => Box::new(Ulysses::new(ulysses, Ring::new(ring))),
+        };
+        Ok(Self {
+            replica: mesh.coordinate(rank, Axis::Data),
+            sequence: group(Axis::SEQUENCE)?,
+            cfg: group(&[Axis::Cfg])?,
+            world,
+            attn,
+        })
+    }
+
+    /// Whether this one hands the replica's pictures over: all ranks have them.
+    fn speaks(&self) -> bool {
+        self.sequence.rank() == 0 && self.cfg.rank() == 0
+    }
+}
+
+/// Denoises `n` pictures on the mesh; the `i`-th of the result is that of `request(i)`.
+///
+/// # Errors
+/// Of several ranks' errors the one that is not about another rank, else the first.
+pub fn denoise_all<'a>(
+    mesh: &Mesh,
+    device: &Device,
+    dit: &dyn Dit,
+    sampler: &dyn Sampler,
+    n: usize,
+    request: &(dyn Fn(usize, &mut dyn FnMut(Denoise<'_>) -> Result<(), EngineError>) -> Result<(), EngineError> + Sync),
+    observer: &'a mut dyn Observer,
+) -> Result<Vec<Tensor<3>>, EngineError> {
+    let run = |world: Box<dyn Communicator>, observer: &mut dyn Observer| {
+        let mut rank = Rank::new(mesh, world)?;
+        let mut mine = Vec::new();
+        for i in mesh.share(rank.replica, n) {
+            let done = request(i, &mut |request| {
+                let team = Team { sequence: &*rank.sequence, cfg: &*rank.cfg, attn: &mut *rank.attn };
+                let latents = engine::denoise(dit, team, sampler, request, observer)?;
+                mine.push((i, latents));
+                Ok(())
+            });
+            if let Err(error) = done {
+                // the others learn why
+                rank.world.abort(&error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(if rank.speaks() { mine } else { Vec::new() })
+    };
+
+    let mut ranks = World::new(vec![device.clone(); mesh.world_size()]).communicators().into_iter();
+    let first = ranks.next().expect("a mesh has a rank");
+    let results: Vec<Result<Vec<(usize, Tensor<3>)>, EngineError>> = thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = ranks.map(|world| scope.spawn(move || run(world, &mut ()))).collect();
+        let first = run(first, observer);
+        // a rank that panicked has said so, and the others have an error that names it
+        let others = threads.into_iter().filter_map(|thread| thread.join().ok());
+        std::iter::once(first).chain(others).collect()
+    });
+
+    let mut latents: Vec<Option<Tensor<3>>> = vec![None; n];
+    let mut failed: Option<EngineError> = None;
+    for result in results {
+        match result {
+            Ok(pictures) => pictures.into_iter().for_each(|(i, x)| latents[i] = Some(x)),
+            Err(error) => {
+                let told = matches!(error, EngineError::Comm(_));
+                if failed.is_none() || (!told && matches!(failed, Some(EngineError::Comm(_)))) {
+                    failed = Some(error);
+                }
+            }
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(latents.into_iter().map(|x| x.expect("every picture belongs to a replica")).collect()),
+    }
+}
