@@ -12,3 +12,8 @@ mod ulysses;
 pub use local::Local;
 pub use ring::Ring;
 pub use ulysses::Ulysses;
+
+/// The example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

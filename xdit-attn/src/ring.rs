@@ -1,7 +1,7 @@
 //! Ring attention (arXiv 2310.01889): keys and values travel around, queries stay.
 
 use burn::tensor::Tensor;
-use xdit_core::comm::{CommError, Communicator};
+use xdit_core::comm::{CommError, Communicator, Stats};
 use xdit_core::dit::{Attention, Qkv, Site};
 use xdit_core::ops::{self, Attended};
 
@@ -17,6 +17,11 @@ impl Ring {
     /// - `comm`: the ranks of the ring
     pub fn new(comm: Box<dyn Communicator>) -> Self {
         Self { comm }
+    }
+
+    /// What this rank has sent in its group.
+    pub fn stats(&self) -> Stats {
+        self.comm.stats()
     }
 
     fn attend(&self, x: Qkv) -> Result<Tensor<4>, CommError> {

@@ -1,13 +1,13 @@
 //! DeepSpeed-Ulysses (arXiv 2309.14509): every rank trades its share of the tokens for a share of the heads.
 
 use burn::tensor::Tensor;
-use xdit_core::comm::{CommError, Communicator};
+use xdit_core::comm::{CommError, Communicator, Stats};
 use xdit_core::dit::{Attention, Qkv, Site};
 
 /// All-to-all before and after an attention of fewer heads over more tokens.
 ///
-/// Per call and rank, of `u` ranks with `n` tokens each, `3 (u - 1) / u` of the rank's queries' bytes are sent before and a
-/// third of that after. Heads that `u` does not divide are spread as evenly as they can be.
+/// Per call and rank, of `u` ranks, `4 (u - 1)` messages: of queries, keys and values before and of the output after, each
+/// time `(u - 1) / u` of the rank's bytes. Heads that `u` does not divide are spread as evenly as they can be.
 ///
 /// On the CPU the result has the bits of one device's, if `inner` has: each head sees all keys in their order.
 pub struct Ulysses<A> {
@@ -23,13 +23,16 @@ impl<A: Attention> Ulysses<A> {
         Self { comm, inner }
     }
 
+    /// What this rank has sent in its group.
+    pub fn stats(&self) -> Stats {
+        self.comm.stats()
+    }
+
     /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`
     fn to_heads(&self, x: Qkv) -> Result<Qkv, CommError> {
-        let b = x.q.dims()[0];
-        // one message for all three
-        let all = self.comm.all_to_all(Tensor::cat(vec![x.q, x.k, x.v], 0), 1, 2)?;
-        let part = |i: usize| all.clone().narrow(0, i * b, b);
-        Ok(Qkv { q: part(0), k: part(1), v: part(2) })
+        // three messages: to put them into one would copy all of them once more
+        let trade = |x: Tensor<4>| self.comm.all_to_all(x, 1, 2);
+        Ok(Qkv { q: trade(x.q)?, k: trade(x.k)?, v: trade(x.v)? })
     }
 
     /// The way back. Tokens are cut as evenly as the engine cuts them.

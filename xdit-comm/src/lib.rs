@@ -7,3 +7,8 @@
 pub mod local;
 
 pub use xdit_core::comm::{CommError, Communicator};
+
+/// The example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -17,3 +17,8 @@ pub mod checkpoint;
 pub mod folder;
 
 pub mod comm;
+
+/// The example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

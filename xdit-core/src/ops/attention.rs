@@ -42,6 +42,10 @@ fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, s
 /// Attention over the keys of both, from attention over either: each output weighted by its share of the sum of
 /// exponentials, in f32.
 pub fn merge_attended(a: Attended, b: Attended) -> Attended {
+    cpu::merge_attended(&a, &b).unwrap_or_else(|| portable_merge(a, b))
+}
+
+fn portable_merge(a: Attended, b: Attended) -> Attended {
     let max = a.lse.clone().max_pair(b.lse.clone()).clamp_min(f32::MIN / 2.0);
     let (wa, wb) = ((a.lse - max.clone()).exp(), (b.lse - max.clone()).exp());
     let sum = wa.clone() + wb.clone();
@@ -118,6 +122,28 @@ mod tests {
         let got = attention(q, k, v, Some(all), 0.5);
         assert_eq!(got.out.into_data().try_to_vec::<f32>().expect("f32"), vec![0.0; 64]);
         assert!(got.lse.into_data().try_to_vec::<f32>().expect("f32").iter().all(|x| *x == f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn parts_merge_to_the_whole() {
+        let dev = Device::flex();
+        let (q, k, v) = (random([2, 3, 5, 8], 1, &dev), random([2, 3, 20, 8], 2, &dev), random([2, 3, 20, 8], 3, &dev));
+        let part = |from: usize, n: usize| {
+            attention(q.clone(), k.clone().narrow(2, from, n), v.clone().narrow(2, from, n), None, 0.4)
+        };
+        let want = attention(q.clone(), k.clone(), v.clone(), None, 0.4);
+        for merge in [merge_attended, portable_merge] {
+            let got = merge(merge(part(0, 7), part(7, 1)), part(8, 12));
+            assert_close(got.out, want.out.clone(), TOLERANCE);
+            assert_close(got.lse, want.lse.clone(), TOLERANCE);
+        }
+        // a part without any key to see changes nothing
+        let hidden = Tensor::<4>::full([1, 1, 1, 20], f32::NEG_INFINITY, &dev);
+        let none = || attention(q.clone(), k.clone(), v.clone(), Some(hidden.clone()), 0.4);
+        for merge in [merge_attended, portable_merge] {
+            assert_close(merge(none(), part(0, 20)).out, want.out.clone(), TOLERANCE);
+            assert_eq!(merge(none(), none()).out.into_data().try_to_vec::<f32>().expect("f32"), vec![0.0; 240]);
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Kernels that treat each row (a token, or a head of a token) by itself.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{self, vectorised};
 use super::{Host, buffer, rows_per_task, tensor};
+use crate::ops::attention::Attended;
 use crate::ops::linear::Activation;
 use crate::ops::norm::HeadNorm;
 use crate::ops::rope::RopeTable;
@@ -108,6 +109,45 @@ pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<
         },
     );
     Some(tensor(out, x.dims(), hx.dtype))
+}
+
+/// See [`crate::ops::merge_attended`].
+pub fn merge_attended(a: &Attended, b: &Attended) -> Option<Attended> {
+    let by_token = |x: &Tensor<4>| Host::rows_of(&x.clone().swap_dims(1, 2));
+    let (out_a, out_b) = (by_token(&a.out)?, by_token(&b.out)?);
+    let (lse_a, lse_b) = (Host::rows_of(&a.lse)?, Host::rows_of(&b.lse)?);
+    let [batch, h, n, d] = a.out.dims();
+    // each output's share of the sum of exponentials; a row that has seen no key yet has none
+    let share = |own: f32, other: f32| {
+        let max = own.max(other);
+        if max == f32::NEG_INFINITY { 0.0 } else { 1.0 / ((own - max).exp() + (other - max).exp()) * (own - max).exp() }
+    };
+    let out = map_rows(
+        batch * n,
+        h * d,
+        #[inline(always)]
+        |token, out| {
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                let row = (token / n) * h + head;
+                let (own, other) = (lse_a.row(row)[token % n], lse_b.row(row)[token % n]);
+                let (wa, wb) = (share(own, other), share(other, own));
+                let (a, b) = (out_a.row(token * h + head), out_b.row(token * h + head));
+                for ((y, a), b) in out.iter_mut().zip(a).zip(b) {
+                    *y = a * wa + b * wb;
+                }
+            }
+        },
+    );
+    let lse = map_rows(batch * h, n, |row, lse| {
+        for ((y, a), b) in lse.iter_mut().zip(lse_a.row(row)).zip(lse_b.row(row)) {
+            let max = a.max(*b);
+            *y = if max == f32::NEG_INFINITY { max } else { max + ((a - max).exp() + (b - max).exp()).ln() };
+        }
+    });
+    Some(Attended {
+        out: tensor(out, [batch, n, h, d], DType::F32).swap_dims(1, 2),
+        lse: tensor(lse, [batch, h, n], DType::F32),
+    })
 }
 
 /// See [`crate::ops::norm_rope`]. The result is a view of token-major memory, `[batch, tokens, heads, head_dim]`, the

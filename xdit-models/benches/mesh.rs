@@ -1,0 +1,105 @@
+//! Times one transformer step on meshes of threads: what sharing it out costs in processor time.
+//!
+//! `mesh --dir DIR --repeat N` reads `DIR/transformer`, which `docs/benchmarks/cpu_step.py` makes, and prints one line of
+//! JSON for each mesh. Threads of one machine share its cores, so wall time says nothing; processor time does.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use xdit_core::checkpoint::{Loader, Weights};
+use xdit_core::dit::{TextEmbeddings, TextStates, TokenGrid};
+use xdit_core::engine::Denoise;
+use xdit_core::mesh::{Mesh, ParallelConfig};
+use xdit_core::noise::TorchGenerator;
+use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
+use xdit_models::flux::{Flux, FluxConfig};
+use xdit_models::ranks::denoise_all;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const GRID: TokenGrid = TokenGrid { rows: 32, cols: 32 };
+const N_TXT: usize = 128;
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (mut dir, mut repeat) = (None, 3);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--dir" => dir = args.next().map(PathBuf::from),
+            "--repeat" => repeat = args.next().context("--repeat N")?.parse()?,
+            "--bench" => {}
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    let Some(dir) = dir else {
+        println!("no --dir: see docs/benchmarks/README.md");
+        return Ok(());
+    };
+    let device = Device::flex();
+    let folder = dir.join("transformer");
+    let config: FluxConfig = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
+    let weights = Weights::open("transformer", &[folder.join("diffusion_pytorch_model.safetensors")])?;
+    let flux = Flux::load(&Loader::new(&weights, &device, FloatDType::F32), &config)?;
+
+    let random = |seed: u64, dims: [usize; 3]| -> Tensor<3> {
+        let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
+        Tensor::from_data(TensorData::new(values, dims), &device)
+    };
+    let text = TextEmbeddings {
+        txt: TextStates::all(random(1, [1, N_TXT, config.joint_attention_dim])),
+        txt_2: None,
+        pooled: Some(random(2, [1, 1, config.pooled_projection_dim]).squeeze_dim(1)),
+    };
+    let sampler = FlowMatchEuler::new(&FlowMatchEulerConfig::default(), 1, None, None)?;
+    let one = ParallelConfig::default();
+    let meshes = [
+        one,
+        ParallelConfig { ulysses: 2, ..one },
+        ParallelConfig { ulysses: 4, ..one },
+        ParallelConfig { ring: 4, ..one },
+        ParallelConfig { ulysses: 2, ring: 2, ..one },
+    ];
+    // in turns: a machine that gets busy slows all of them
+    let mut seconds = vec![Vec::new(); meshes.len()];
+    for round in 0..=repeat {
+        for (config, seconds) in meshes.iter().zip(&mut seconds) {
+            let mesh = Mesh::new(*config, config.world_size())?;
+            let before = processor_seconds()?;
+            let request = |_: usize, denoise: &mut dyn FnMut(Denoise<'_>) -> _| {
+                denoise(Denoise {
+                    noise: random(3, [1, GRID.n_tokens(), 64]),
+                    more_noise: &mut || unreachable!("Euler steps add no noise"),
+                    grid: GRID,
+                    size: [512, 512],
+                    text: &text,
+                    guidance: Some(3.5),
+                    cfg: None,
+                })
+            };
+            denoise_all(&mesh, &device, &flux, &sampler, 1, &request, &mut ())?;
+            if round > 0 {
+                seconds.push(processor_seconds()? - before);
+            }
+        }
+    }
+    for (config, seconds) in meshes.iter().zip(seconds) {
+        // what else the machine does only adds to it
+        let least = seconds.into_iter().fold(f64::INFINITY, f64::min);
+        println!(
+            "{}",
+            serde_json::json!({ "ulysses": config.ulysses, "ring": config.ring, "processor_seconds": least })
+        );
+    }
+    Ok(())
+}
+
+/// Processor time of this process, where the system tells it.
+fn processor_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context("needs /proc")?;
+    // behind the name, which may hold anything: user and system time are numbers 14 and 15 of the line
+    let fields: Vec<&str> = stat.rsplit(')').next().context("a line")?.split_whitespace().collect();
+    let ticks = |i: usize| -> Result<f64> { Ok(fields.get(i).context("a field")?.parse::<f64>()?) };
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
+}
