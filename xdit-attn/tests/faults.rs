@@ -1,0 +1,195 @@
+//! A rank that fails in the middle of a denoising loop: every rank ends with an error, and none waits for long.
+
+use std::panic;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor};
+use xdit_attn::{Local, Ring, Ulysses};
+use xdit_comm::local::World;
+use xdit_core::comm::{CommError, Communicator};
+use xdit_core::dit::{
+    Attention, Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TextEmbeddings, TextStates, TokenGrid,
+};
+use xdit_core::engine::{Cfg, Denoise, Team, denoise};
+use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
+use xdit_testing::mesh::on_world;
+
+const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
+const N_BLOCKS: usize = 3;
+/// Short, as faults that are silent wait for it.
+const DEADLINE: Duration = Duration::from_millis(40);
+
+/// A transformer of nothing but attention.
+struct Bare;
+
+impl Dit for Bare {
+    fn spec(&self) -> DitSpec {
+        DitSpec { n_blocks: N_BLOCKS, n_heads: 4, head_dim: 4, channels: 16, joint: true }
+    }
+
+    fn place(&self, _grid: TokenGrid, _n_txt: usize) -> Places {
+        Places::default()
+    }
+
+    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
+        let temb = Tensor::zeros([1, 16], &inputs.latents.device());
+        let cond = Cond { temb, modulation: None, txt_bias: None, places: Places::default() };
+        (Streams::new(inputs.text.txt.states.clone(), inputs.latents), cond)
+    }
+
+    fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, _cond: &Cond) -> Result<Streams, CommError> {
+        let heads = |x: &Tensor<3>| xdit_core::ops::split_heads(x.clone(), 4);
+        let qkv = |x: &Tensor<3>| Qkv { q: heads(x), k: heads(x), v: heads(x) };
+        let (txt, img) = ctx.attn.joint(Site::first(i), qkv(&x.txt), qkv(&x.img))?;
+        let merge = xdit_core::ops::merge_heads;
+        Ok(Streams::new(x.txt + merge(txt), x.img + merge(img)))
+    }
+
+    fn head(&self, x: Streams, _cond: &Cond) -> Tensor<3> {
+        x.img
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// In the middle of a block.
+    Panic,
+    /// Comes too late, and then not at all.
+    Silent,
+    /// Says that it cannot go on, and leaves.
+    Leave,
+    /// Sends fewer tokens than it should.
+    Shape,
+    /// Leaves out an exchange and goes on with the next.
+    Skip,
+}
+
+/// Does what `inner` does, but for call number `at`.
+struct Faulty {
+    inner: Box<dyn Attention>,
+    fault: Fault,
+    at: usize,
+    calls: usize,
+}
+
+impl Attention for Faulty {
+    fn joint(&mut self, site: Site, txt: Qkv, img: Qkv) -> Result<(Tensor<4>, Tensor<4>), CommError> {
+        self.calls += 1;
+        if self.calls - 1 != self.at {
+            return self.inner.joint(site, txt, img);
+        }
+        match self.fault {
+            Fault::None => self.inner.joint(site, txt, img),
+            Fault::Panic => panic!("a fault"),
+            Fault::Silent => {
+                thread::sleep(3 * DEADLINE);
+                self.inner.joint(site, txt, img)
+            }
+            Fault::Leave => Err(CommError::NoTensor { rank: 0, op: "a fault" }),
+            Fault::Shape => {
+                let less = |x: Tensor<4>| {
+                    let [_, h, _, _] = x.dims();
+                    x.narrow(1, 0, h - 1)
+                };
+                self.inner.joint(site, txt, Qkv { q: less(img.q), k: less(img.k), v: less(img.v) })
+            }
+            Fault::Skip => Ok((txt.q, img.q)),
+        }
+    }
+
+    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
+        self.inner.self_attn(site, img)
+    }
+}
+
+/// What every rank says: `Ok` after a whole loop, the error, or "panicked".
+fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize) -> Vec<Result<(), String>> {
+    let sequence = ring * ulysses;
+    // a busy machine is no fault
+    let deadline = if fault == Fault::None { Duration::from_secs(60) } else { DEADLINE };
+    let world = World::new(vec![Device::flex(); cfg * sequence]).deadline(deadline);
+    let outcomes = on_world(world, |world: Box<dyn Communicator>| -> Result<(), String> {
+        let rank = world.rank();
+        let group = |color: usize| world.split(color, rank).map_err(|e| e.to_string());
+        let (u, r) = (group(rank / ulysses)?, group(rank % ulysses + rank / sequence * ulysses)?);
+        let (tokens, branches) = (group(rank / sequence)?, group(rank % sequence)?);
+        let inner: Box<dyn Attention> = match (ulysses, ring) {
+            (1, 1) => Box::new(Local),
+            (1, _) => Box::new(Ring::new(r)),
+            (_, 1) => Box::new(Ulysses::new(u, Local)),
+            _ => Box::new(Ulysses::new(u, Ring::new(r))),
+        };
+        let fault = if rank == faulty { fault } else { Fault::None };
+        let mut attn = Faulty { inner, fault, at, calls: 0 };
+        let device = Device::flex();
+        let text = |value: f32| TextEmbeddings {
+            txt: TextStates::all(Tensor::full([1, 9, 16], value, &device)),
+            txt_2: None,
+            pooled: None,
+        };
+        let sampler =
+            FlowMatchEuler::new(&FlowMatchEulerConfig::default(), 2, None, None).map_err(|e| e.to_string())?;
+        let request = Denoise {
+            noise: Tensor::ones([1, 15, 16], &device),
+            more_noise: &mut || unreachable!("Euler steps add no noise"),
+            grid: GRID,
+            size: [80, 48],
+            text: &text(0.1),
+            guidance: None,
+            cfg: Some(Cfg { negative: &text(0.2), scale: 2.0, rescale: 0.0, skip_layers: None }),
+        };
+        let team = Team { sequence: &*tokens, cfg: &*branches, attn: &mut attn };
+        denoise(&Bare, team, &sampler, request, &mut ()).map(|_| ()).map_err(|e| e.to_string())
+    });
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|_| Err("panicked".into()))).collect()
+}
+
+#[test]
+fn a_rank_that_fails_ends_the_request_on_every_rank() {
+    // a thousand panics that are meant would fill the screen
+    panic::set_hook(Box::new(|_| {}));
+    let meshes = [[1, 1, 2], [1, 2, 1], [2, 1, 1], [1, 2, 2], [2, 1, 2], [2, 2, 1], [1, 1, 4], [1, 4, 1]];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dice = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % n
+    };
+    for i in 0..1000 {
+        let mesh = meshes[dice(meshes.len())];
+        let size: usize = mesh.iter().product();
+        // those who wait for a deadline take longest
+        let fault = match dice(20) {
+            0 => Fault::Silent,
+            n => [Fault::Panic, Fault::Leave, Fault::Shape, Fault::Skip][n % 4],
+        };
+        let (faulty, at) = (dice(size), dice(if mesh[0] == 2 { 2 } else { 4 } * N_BLOCKS));
+        let start = Instant::now();
+        let said = run(mesh, faulty, fault, at);
+        let took = start.elapsed();
+        let what = format!("run {i}: {fault:?} in call {at} of rank {faulty} of cfg, ring, ulysses {mesh:?}: {said:?}");
+        assert!(took < Duration::from_secs(2), "{what} took {took:?}");
+        // a skipped exchange among ranks that have none, and fewer heads where nobody shares them, are no fault
+        let alone = mesh[1] * mesh[2] == 1;
+        if alone && fault == Fault::Skip {
+            continue;
+        }
+        for (rank, said) in said.iter().enumerate() {
+            let Err(error) = said else { panic!("{what}: rank {rank} knows nothing") };
+            assert!(!error.contains('\n'), "{what}: more than a line");
+            if rank != faulty && error != "panicked" {
+                assert!(error.contains("rank"), "{what}: nobody is named");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_fault_there_is_no_error() {
+    for mesh in [[1, 1, 1], [1, 1, 2], [2, 2, 2]] {
+        assert!(run(mesh, 0, Fault::None, 0).iter().all(Result::is_ok));
+    }
+}
