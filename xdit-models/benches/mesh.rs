@@ -14,7 +14,7 @@ use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_models::flux::{Flux, FluxConfig};
-use xdit_models::ranks::denoise_all;
+use xdit_models::ranks::{Run, denoise_all};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,7 +67,7 @@ fn main() -> Result<()> {
         for (config, seconds) in meshes.iter().zip(&mut seconds) {
             let mesh = Mesh::new(*config, config.world_size())?;
             let before = processor_seconds()?;
-            let request = |_: usize, denoise: &mut dyn FnMut(Denoise<'_>) -> _| {
+            let picture = |_: usize, denoise: &mut Run<'_>| {
                 denoise(Denoise {
                     noise: random(3, [1, GRID.n_tokens(), 64]),
                     more_noise: &mut || unreachable!("Euler steps add no noise"),
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
                     cfg: None,
                 })
             };
-            denoise_all(&mesh, &device, &flux, &sampler, 1, &request, &mut ())?;
+            denoise_all(&mesh, &device, &flux, &sampler, 1, &picture, &mut ())?;
             if round > 0 {
                 seconds.push(processor_seconds()? - before);
             }

@@ -18,9 +18,10 @@ use crate::components::Components;
 use crate::error::ModelError;
 use crate::hub::HubError;
 use crate::latents::Geometry;
+use crate::ranks::{self, Run};
 use crate::registry::{self, Architecture, Guidance};
 use crate::tokenizer::TokenizerError;
-use crate::{builtin, hub, ranks};
+use crate::{builtin, hub};
 
 pub use crate::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
 
@@ -248,7 +249,7 @@ impl Pipeline {
 
         let n = prompts.len() * request.num_images;
         let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64);
-        let draw = |i: usize, denoise: &mut dyn FnMut(Denoise<'_>) -> Result<(), EngineError>| {
+        let picture = |i: usize, denoise: &mut Run<'_>| {
             let prompt = i / request.num_images;
             let mut generator = TorchGenerator::seeded(seed(i));
             let noise = self.noise(&mut generator, &settings);
@@ -269,7 +270,7 @@ impl Pipeline {
             })
         };
         let device = &self.components.options.device;
-        let all = ranks::denoise_all(&mesh, device, dit, sampler.as_ref(), n, &draw, observer)?;
+        let all = ranks::denoise_all(&mesh, device, dit, sampler.as_ref(), n, &picture, observer)?;
 
         let mut results = Vec::with_capacity(n);
         for (i, latents) in all.into_iter().enumerate() {

@@ -51,7 +51,12 @@ impl Rank {
     }
 }
 
-/// Denoises `n` pictures on the mesh; the `i`-th of the result is that of `request(i)`.
+/// What denoises a picture on one rank.
+pub type Run<'a> = dyn FnMut(Denoise<'_>) -> Result<(), EngineError> + 'a;
+
+/// Denoises `n` pictures on the mesh, in their order.
+///
+/// - `picture`: hands picture `i`'s request to the rank that asks for it; every rank that shares the picture asks
 ///
 /// # Errors
 /// Of several ranks' errors the one that is not about another rank, else the first.
@@ -61,14 +66,14 @@ pub fn denoise_all<'a>(
     dit: &dyn Dit,
     sampler: &dyn Sampler,
     n: usize,
-    request: &(dyn Fn(usize, &mut dyn FnMut(Denoise<'_>) -> Result<(), EngineError>) -> Result<(), EngineError> + Sync),
+    picture: &(dyn Fn(usize, &mut Run<'_>) -> Result<(), EngineError> + Sync),
     observer: &'a mut dyn Observer,
 ) -> Result<Vec<Tensor<3>>, EngineError> {
     let run = |world: Box<dyn Communicator>, observer: &mut dyn Observer| {
         let mut rank = Rank::new(mesh, world)?;
         let mut mine = Vec::new();
         for i in mesh.share(rank.replica, n) {
-            let done = request(i, &mut |request| {
+            let done = picture(i, &mut |request| {
                 let team = Team { sequence: &*rank.sequence, cfg: &*rank.cfg, attn: &mut *rank.attn };
                 let latents = engine::denoise(dit, team, sampler, request, observer)?;
                 mine.push((i, latents));

@@ -60,7 +60,7 @@ impl dyn Communicator + '_ {
         self.all_to_all_sized(x, split_dim, &sizes, concat_dim)
     }
 
-    /// [`Self::all_to_all`] with `sizes[i]` of `split_dim` for rank `i`, the same on every rank unless both dimensions
+    /// `all_to_all` with `sizes[i]` of `split_dim` for rank `i`, the same on every rank unless both dimensions
     /// are one.
     pub fn all_to_all_sized<const D: usize>(
         &self,
