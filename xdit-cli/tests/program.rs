@@ -148,6 +148,52 @@ fn all_architectures_draw() {
 }
 
 #[test]
+fn many_ranks_draw_the_same_picture() {
+    let dir = TempDir::new().expect("a folder");
+    let prompt = "a large red circle on a yellow background";
+    let mut pixels = Vec::new();
+    for ranks in ["1", "2", "4", "8"] {
+        let flags = ["--ulysses-degree", ranks, "--steps", "4", "--seed", "3", "--output", "ranks.png"];
+        let output = xdit(&dir, &[&["generate", "--prompt", prompt][..], &flags].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        pixels.push(decode(&dir.path().join("ranks.png")).1);
+    }
+    assert!(pixels.iter().all(|x| *x == pixels[0]));
+    // sixteen ranks, and pictures in their order
+    let flags = ["--ulysses_degree=2", "--ring_degree=2", "--use_cfg_parallel", "--data_parallel_degree=2", "--json"];
+    let guidance = ["--guidance-scale", "3", "--num-images", "3", "--output", "out/"];
+    let output = draw(&dir, &golden("sd3"), &[&flags[..], &guidance].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((record["ranks"].as_u64(), record["files"][2]["seed"].as_u64()), (Some(16), Some(44)));
+}
+
+#[test]
+fn meshes_that_cannot_work_are_refused() {
+    let dir = TempDir::new().expect("a folder");
+    let with = |flags: &[&str]| draw(&dir, &golden("flux-dev"), flags);
+    let heads = with(&["--ulysses-degree", "8"]);
+    let message = "ulysses degree 8 is more than the model's 4 attention heads; degrees that divide them are 1, 2, 4";
+    assert!(!String::from_utf8_lossy(&heads.stderr).contains("load:"), "nothing is read");
+    fails(&dir, heads, 1, &[message]);
+    fails(&dir, with(&["--use-cfg-parallel"]), 1, &["cfg degree 2 needs classifier-free guidance"]);
+    fails(&dir, with(&["--ring-degree", "0"]), 1, &["ring degree 0 is not within 1 to 65536"]);
+    fails(&dir, with(&["--pipefusion-parallel-degree", "2"]), 1, &["pipefusion degree 2 is not supported yet, only 1"]);
+    let launched = Command::new(env!("CARGO_BIN_EXE_xdit"))
+        .args(["generate", "--prompt", "a cat"])
+        .env("WORLD_SIZE", "4")
+        .current_dir(dir.path())
+        .output()
+        .expect("the program runs");
+    fails(
+        &dir,
+        launched,
+        1,
+        &["WORLD_SIZE=4 says that torchrun started 4 processes", "no transport between processes"],
+    );
+}
+
+#[test]
 fn what_an_architecture_cannot_do_is_refused_before_weights_are_read() {
     let dir = TempDir::new().expect("a folder");
     let at = |model: &str, more: &[&str]| {
