@@ -27,12 +27,14 @@ impl Ring {
     fn attend(&self, x: Qkv) -> Result<Tensor<4>, CommError> {
         let [b, _, _, d] = x.q.dims();
         let (scale, n, dtype) = ((d as f64).powf(-0.5), self.comm.size(), x.q.dtype());
-        let mut kv = Tensor::cat(vec![x.k, x.v], 0);
+        // heads are a view of memory that lies token by token, which is how it travels
+        let mut kv = Tensor::cat(vec![x.k.swap_dims(1, 2), x.v.swap_dims(1, 2)], 0);
         let mut merged: Option<Attended> = None;
         for step in 0..n {
             // on its way while this part is computed
             let next = (step + 1 < n).then(|| self.comm.rotate(kv.clone())).transpose()?;
-            let (k, v) = (kv.clone().narrow(0, 0, b), kv.narrow(0, b, b));
+            let part = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
+            let (k, v) = (part(0), part(1));
             let part = ops::attention(x.q.clone(), k, v, None, scale);
             merged = Some(match merged {
                 None => part,

@@ -31,14 +31,20 @@ impl<A: Attention> Ulysses<A> {
     /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`
     fn to_heads(&self, x: Qkv) -> Result<Qkv, CommError> {
         // three messages: to put them into one would copy all of them once more
-        let trade = |x: Tensor<4>| self.comm.all_to_all(x, 1, 2);
+        let trade = |x: Tensor<4>| Ok(by_token(self.comm.all_to_all(by_token(x), 2, 1)?));
         Ok(Qkv { q: trade(x.q)?, k: trade(x.k)?, v: trade(x.v)? })
     }
 
     /// The way back. Tokens are cut as evenly as the engine cuts them.
     fn to_tokens(&self, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
-        self.comm.all_to_all(x, 2, 1)
+        Ok(by_token(self.comm.all_to_all(by_token(x), 1, 2)?))
     }
+}
+
+/// Heads and tokens exchanged, a view. Projections and attention write token by token: cut and joined in that order,
+/// memory is copied in long runs.
+fn by_token(x: Tensor<4>) -> Tensor<4> {
+    x.swap_dims(1, 2)
 }
 
 impl<A: Attention> Attention for Ulysses<A> {
