@@ -33,8 +33,8 @@ impl Ring {
         for step in 0..n {
             // on its way while this part is computed
             let next = (step + 1 < n).then(|| self.comm.rotate(kv.clone())).transpose()?;
-            let part = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
-            let (k, v) = (part(0), part(1));
+            let half = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
+            let (k, v) = (half(0), half(1));
             let part = ops::attention(x.q.clone(), k, v, None, scale);
             merged = Some(match merged {
                 None => part,

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use xdit_attn::{Local, Ring, Ulysses};
+use xdit_attn::usp;
 use xdit_comm::local::World;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{
@@ -115,14 +115,8 @@ fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize)
         let group = |color: usize| world.split(color, rank).map_err(|e| e.to_string());
         let (u, r) = (group(rank / ulysses)?, group(rank % ulysses + rank / sequence * ulysses)?);
         let (tokens, branches) = (group(rank / sequence)?, group(rank % sequence)?);
-        let inner: Box<dyn Attention> = match (ulysses, ring) {
-            (1, 1) => Box::new(Local),
-            (1, _) => Box::new(Ring::new(r)),
-            (_, 1) => Box::new(Ulysses::new(u, Local)),
-            _ => Box::new(Ulysses::new(u, Ring::new(r))),
-        };
         let fault = if rank == faulty { fault } else { Fault::None };
-        let mut attn = Faulty { inner, fault, at, calls: 0 };
+        let mut attn = Faulty { inner: usp(u, r), fault, at, calls: 0 };
         let device = Device::flex();
         let text = |value: f32| TextEmbeddings {
             txt: TextStates::all(Tensor::full([1, 9, 16], value, &device)),

@@ -1,7 +1,7 @@
 //! Strategies on a mesh of threads against one device, and what they send against the formulas of `docs/parallel.md`.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use xdit_attn::{Local, Ring, Ulysses};
+use xdit_attn::{Local, Ring, Ulysses, usp};
 use xdit_core::comm::{Communicator, even_sizes};
 use xdit_core::dit::{Attention, Qkv, Site};
 use xdit_core::noise::TorchGenerator;
@@ -35,16 +35,10 @@ fn band(x: &Qkv, rank: usize, size: usize) -> Qkv {
 
 /// A strategy on its group, and what the communicators were used for.
 fn strategy(comm: &dyn Communicator, ulysses: usize) -> (Box<dyn Attention>, Box<dyn Communicator>) {
-    let (rank, size) = (comm.rank(), comm.size());
+    let rank = comm.rank();
     let group = |color: usize| comm.split(color, rank).expect("a group");
     let (u, r) = (group(rank / ulysses), group(rank % ulysses));
-    let attn: Box<dyn Attention> = match (ulysses, size / ulysses) {
-        (1, 1) => Box::new(Local),
-        (1, _) => Box::new(Ring::new(r)),
-        (_, 1) => Box::new(Ulysses::new(u, Local)),
-        _ => Box::new(Ulysses::new(u, Ring::new(r))),
-    };
-    (attn, comm.split(0, rank).expect("the whole"))
+    (usp(u, r), comm.split(0, rank).expect("the whole"))
 }
 
 #[track_caller]

@@ -137,11 +137,8 @@ pub fn denoise(
         let prediction = match (&negative, cfg) {
             (Some(negative), Some(cfg)) => {
                 // the prompts are dealt out, and every branch gets all predictions
-                let (n, me) = (branches.size(), branches.rank());
-                let mut mine = Vec::new();
-                for (_, prompt) in [&positive, negative].into_iter().enumerate().filter(|(i, _)| i % n == me) {
-                    mine.push(predict(prompt, &[])?);
-                }
+                let mine = [&positive, negative].into_iter().skip(branches.rank()).step_by(branches.size());
+                let mine = mine.map(|prompt| predict(prompt, &[])).collect::<Result<_, _>>()?;
                 let both = branches.all_gather(Tensor::cat(mine, 0), 0)?;
                 let batch = both.dims()[0] / 2;
                 let (with, without) = (both.clone().narrow(0, 0, batch), both.narrow(0, batch, batch));

@@ -3,8 +3,6 @@
 //! Dimensions, fastest first: tensor, ulysses, ring, pipefusion, cfg, data. A rank is the mixed-radix number of its
 //! coordinates, so neighbours in Ulysses, which talk most, are neighbours in the machine.
 
-use crate::comm::even_sizes;
-
 /// How many ranks share a request along each dimension; all 1 is one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParallelConfig {
@@ -57,8 +55,6 @@ impl Axis {
 pub struct PlanFacts {
     /// Attention heads.
     pub n_heads: usize,
-    /// Blocks of the transformer.
-    pub n_blocks: usize,
     /// Image tokens of a picture.
     pub n_img_tokens: usize,
     /// Text tokens, where they are shared out like the image's.
@@ -261,11 +257,6 @@ impl Mesh {
     pub fn share(&self, replica: usize, n: usize) -> impl Iterator<Item = usize> + use<> {
         (replica..n).step_by(self.config.data)
     }
-
-    /// The tokens, of `n`, of each rank that shares a picture.
-    pub fn bands(&self, n: usize) -> Vec<usize> {
-        even_sizes(n, self.config.ulysses * self.config.ring)
-    }
 }
 
 #[cfg(test)]
@@ -335,7 +326,7 @@ mod tests {
 
     #[test]
     fn plans_that_cannot_work_are_refused_with_the_numbers() {
-        let facts = PlanFacts { n_heads: 6, n_blocks: 4, n_img_tokens: 15, n_txt_tokens: Some(9), guided: false };
+        let facts = PlanFacts { n_heads: 6, n_img_tokens: 15, n_txt_tokens: Some(9), guided: false };
         let one = ParallelConfig::default();
         let says = |config: ParallelConfig| config.fits(&facts).expect_err("a refusal").to_string();
         assert_eq!(one.fits(&facts), Ok(()));

@@ -65,6 +65,7 @@ impl ClipTextConfig {
             &[
                 ("vocab_size", self.vocab_size),
                 ("intermediate_size", self.intermediate_size),
+                ("num_hidden_layers", self.num_hidden_layers),
                 ("max_position_embeddings", self.max_position_embeddings),
             ],
         )?;

@@ -10,7 +10,7 @@ use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::{self, Flow, Sampler};
 
-use crate::autoencoder_kl::AutoencoderKl;
+use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::error::ModelError;
 use crate::pipeline::{Options, PipelineError};
 use crate::t5::{T5Config, T5Encoder};
@@ -48,6 +48,14 @@ impl Components {
             return Ok(());
         }
         Err(PipelineError::UnknownClass { component: component.into(), found: found.clone(), expected: classes })
+    }
+
+    /// Pixels per latent pixel along a side.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    pub fn vae_scale(&self) -> Result<usize, PipelineError> {
+        Ok(self.config::<AutoencoderKlConfig>("vae")?.scale())
     }
 
     /// Whether the pipeline has `component`.

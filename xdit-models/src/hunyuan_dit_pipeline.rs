@@ -7,7 +7,6 @@ use std::slice::from_ref;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
-use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::bert::{Bert, BertConfig};
 use crate::binning::Binning;
 use crate::components::{Components, each};
@@ -53,17 +52,8 @@ impl Architecture for HunyuanDitPipeline {
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
         let transformer: HunyuanDitConfig = components.config("transformer")?;
-        let side = transformer.sample_size * vae.scale();
-        Ok(Defaults {
-            height: Some(side),
-            width: Some(side),
-            num_inference_steps: Some(50),
-            guidance_scale: Some(5.0),
-            true_cfg_scale: None,
-            max_sequence_length: Some(transformer.text_len_t5),
-        })
+        Ok(Defaults::square(transformer.sample_size * components.vae_scale()?, 50, 5.0, transformer.text_len_t5))
     }
 
     /// The numbers of tokens are the transformer's, whatever `max_sequence_length` says.

@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 use xdit_core::dit::TokenGrid;
 
-use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::components::Components;
 use crate::pipeline::PipelineError;
 
@@ -25,8 +24,7 @@ pub struct Geometry {
 impl Geometry {
     /// Of a transformer that takes latents as a picture, `patch` by `patch` latent pixels a token.
     pub(crate) fn of(components: &Components, channels: usize, patch: usize) -> Result<Self, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
-        Ok(Self { vae_scale: vae.scale(), patch, channels, max_tokens: None, packed: false })
+        Ok(Self { vae_scale: components.vae_scale()?, patch, channels, max_tokens: None, packed: false })
     }
 
     /// What heights and widths must be multiples of.

@@ -296,7 +296,6 @@ impl Pipeline {
         let [height, width] = settings.drawn;
         parallel.fits(&PlanFacts {
             n_heads: self.spec.n_heads,
-            n_blocks: self.spec.n_blocks,
             n_img_tokens: self.geometry.grid(height, width).n_tokens(),
             // at least: other encoders may add to them
             n_txt_tokens: self.spec.joint.then_some(settings.max_sequence_length),

@@ -6,7 +6,6 @@
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
-use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::binning::Binning;
 use crate::components::Components;
 use crate::latents::Geometry;
@@ -37,8 +36,7 @@ pub const PIXART_SIGMA: PixArtPipeline = PixArtPipeline {
 
 impl PixArtPipeline {
     fn side(components: &Components) -> Result<usize, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
-        Ok(components.config::<PixArtConfig>("transformer")?.sample_size * vae.scale())
+        Ok(components.config::<PixArtConfig>("transformer")?.sample_size * components.vae_scale()?)
     }
 }
 
@@ -75,15 +73,7 @@ impl Architecture for PixArtPipeline {
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
-        let side = Self::side(components)?;
-        Ok(Defaults {
-            height: Some(side),
-            width: Some(side),
-            num_inference_steps: Some(20),
-            guidance_scale: Some(4.5),
-            true_cfg_scale: None,
-            max_sequence_length: Some(self.max_sequence_length),
-        })
+        Ok(Defaults::square(Self::side(components)?, 20, 4.5, self.max_sequence_length))
     }
 
     fn encode(

@@ -6,7 +6,6 @@
 use std::thread;
 
 use burn::tensor::{Device, Tensor};
-use xdit_attn::{Local, Ring, Ulysses};
 use xdit_comm::local::World;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{Attention, Dit};
@@ -29,19 +28,12 @@ impl Rank {
     fn new(mesh: &Mesh, world: Box<dyn Communicator>) -> Result<Self, CommError> {
         let rank = world.rank();
         let group = |axes: &[Axis]| world.split(mesh.color(rank, axes), rank);
-        let (ulysses, ring) = (group(&[Axis::Ulysses])?, group(&[Axis::Ring])?);
-        let attn: Box<dyn Attention> = match (ulysses.size(), ring.size()) {
-            (1, 1) => Box::new(Local),
-            (1, _) => Box::new(Ring::new(ring)),
-            (_, 1) => Box::new(Ulysses::new(ulysses, Local)),
-            _ => Box::new(Ulysses::new(ulysses, Ring::new(ring))),
-        };
         Ok(Self {
+            attn: xdit_attn::usp(group(&[Axis::Ulysses])?, group(&[Axis::Ring])?),
             replica: mesh.coordinate(rank, Axis::Data),
             sequence: group(Axis::SEQUENCE)?,
             cfg: group(&[Axis::Cfg])?,
             world,
-            attn,
         })
     }
 
@@ -60,14 +52,14 @@ pub type Run<'a> = dyn FnMut(Denoise<'_>) -> Result<(), EngineError> + 'a;
 ///
 /// # Errors
 /// Of several ranks' errors the one that is not about another rank, else the first.
-pub fn denoise_all<'a>(
+pub fn denoise_all(
     mesh: &Mesh,
     device: &Device,
     dit: &dyn Dit,
     sampler: &dyn Sampler,
     n: usize,
     picture: &(dyn Fn(usize, &mut Run<'_>) -> Result<(), EngineError> + Sync),
-    observer: &'a mut dyn Observer,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Tensor<3>>, EngineError> {
     let run = |world: Box<dyn Communicator>, observer: &mut dyn Observer| {
         let mut rank = Rank::new(mesh, world)?;

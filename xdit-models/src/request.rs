@@ -212,6 +212,18 @@ pub struct Defaults {
 }
 
 impl Defaults {
+    /// Squares of `side` pixels, for a model with classifier-free guidance.
+    pub(crate) fn square(side: usize, steps: usize, guidance: f32, tokens: usize) -> Self {
+        Self {
+            height: Some(side),
+            width: Some(side),
+            num_inference_steps: Some(steps),
+            guidance_scale: Some(guidance),
+            true_cfg_scale: None,
+            max_sequence_length: Some(tokens),
+        }
+    }
+
     /// `self`, and `other` where `self` says nothing.
     pub fn or(self, other: Self) -> Self {
         Self {

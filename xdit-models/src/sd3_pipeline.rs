@@ -8,7 +8,6 @@ use burn::tensor::{DType, Tensor};
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
-use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::clip::{ClipText, ClipTextConfig};
 use crate::components::{Components, each};
 use crate::latents::Geometry;
@@ -56,17 +55,8 @@ impl Architecture for Sd3Pipeline {
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
         let transformer: Sd3Config = components.config("transformer")?;
-        let side = transformer.sample_size * vae.scale();
-        Ok(Defaults {
-            height: Some(side),
-            width: Some(side),
-            num_inference_steps: Some(28),
-            guidance_scale: Some(7.0),
-            true_cfg_scale: None,
-            max_sequence_length: Some(256),
-        })
+        Ok(Defaults::square(transformer.sample_size * components.vae_scale()?, 28, 7.0, 256))
     }
 
     fn encode(
@@ -76,8 +66,8 @@ impl Architecture for Sd3Pipeline {
         max_sequence_length: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
-        let (clip_1, clip_2) =
-            (Clip::open(components, 1, texts, observer)?, Clip::open(components, 2, texts, observer)?);
+        let clip_1 = Clip::open(components, "text_encoder", "tokenizer", texts, observer)?;
+        let clip_2 = Clip::open(components, "text_encoder_2", "tokenizer_2", texts, observer)?;
         let t5 = match components.has("text_encoder_3") {
             true => Some(components.tokens("tokenizer_3", texts, max_sequence_length, observer)?),
             false => None,
@@ -141,12 +131,11 @@ struct ClipStates {
 impl Clip {
     fn open(
         components: &Components,
-        number: usize,
+        component: &'static str,
+        tokenizer: &str,
         texts: &[&str],
         observer: &mut dyn Observer,
     ) -> Result<Self, PipelineError> {
-        let (component, tokenizer) =
-            if number == 1 { ("text_encoder", "tokenizer") } else { ("text_encoder_2", "tokenizer_2") };
         let config: ClipTextConfig = components.config(component)?;
         let texts = components.tokens(tokenizer, texts, config.max_position_embeddings, observer)?;
         Ok(Self { component, config, texts })

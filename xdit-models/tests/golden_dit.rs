@@ -61,7 +61,7 @@ impl Parts {
         )
     }
 
-    /// Of a batch only the picture `i`.
+    /// The encoded prompts, under whichever names the model's inputs have.
     fn text(&self) -> TextEmbeddings {
         let seen = match self.has("encoder_attention_mask") {
             true => self.mask("encoder_attention_mask"),

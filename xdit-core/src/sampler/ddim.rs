@@ -5,8 +5,8 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::spacing::{TimestepSpacing, check_steps};
-use super::training::{PredictionType, Training, whole};
+use super::spacing::TimestepSpacing;
+use super::training::{PredictionType, Taken, Training};
 use super::{History, Rows, Sampler, SamplerError};
 
 /// `scheduler_config.json`, with upstream's defaults.
@@ -66,18 +66,14 @@ impl Ddim {
         if config.thresholding {
             return Err(SamplerError::Unsupported { option: "thresholding" });
         }
-        let all = config.training.signal()?;
-        check_steps(n_steps, all.len())?;
-        let timesteps = config.timestep_spacing.timesteps(all.len(), n_steps, config.steps_offset);
-        let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
+        let Taken { signal: all, at } =
+            config.training.take(config.timestep_spacing, config.steps_offset, config.prediction_type, n_steps)?;
         let last = if config.set_alpha_to_one { 1.0 } else { all[0] };
         // whatever the spacing, the step is taken to be this long
         let ratio = all.len() / n_steps;
         let next = |t: usize| t.checked_sub(ratio).map_or(last, |t| all[t]);
-        let at = whole(&timesteps, all.len())?;
-        config.prediction_type.check(at.iter().map(|t| all[*t]), n_steps)?;
+        let timesteps = at.iter().map(|t| *t as f32).collect();
         let signal = at.into_iter().map(|t| [all[t], next(t)]).collect();
-        let timesteps = timesteps.iter().map(|t| *t as f32).collect();
         Ok(Self { config: config.clone(), eta, timesteps, signal })
     }
 }

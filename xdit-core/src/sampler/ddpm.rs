@@ -5,8 +5,8 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::spacing::{TimestepSpacing, check_steps};
-use super::training::{PredictionType, Training, whole};
+use super::spacing::TimestepSpacing;
+use super::training::{PredictionType, Taken, Training};
 use super::{History, Rows, Sampler, SamplerError};
 
 /// `scheduler_config.json`, with upstream's defaults.
@@ -96,12 +96,8 @@ impl Ddpm {
             VarianceType::FixedSmall | VarianceType::FixedSmallLog | VarianceType::FixedLarge => {}
             _ => return Err(SamplerError::Unsupported { option: "variance_type" }),
         }
-        let all = config.training.signal()?;
-        check_steps(n_steps, all.len())?;
-        let timesteps = config.timestep_spacing.timesteps(all.len(), n_steps, config.steps_offset);
-        let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
-        let at = whole(&timesteps, all.len())?;
-        config.prediction_type.check(at.iter().map(|t| all[*t]), n_steps)?;
+        let Taken { signal: all, at } =
+            config.training.take(config.timestep_spacing, config.steps_offset, config.prediction_type, n_steps)?;
         let steps = (0..at.len()).map(|i| {
             let (now, next) = (all[at[i]], at.get(i + 1).map_or(1.0, |t| all[*t]));
             let (noise, next_noise, kept) = (1.0 - now, 1.0 - next, now / next);
@@ -117,7 +113,7 @@ impl Ddpm {
             }
         });
         let steps: Vec<_> = steps.collect();
-        Ok(Self { config: config.clone(), timesteps: timesteps.iter().map(|t| *t as f32).collect(), steps })
+        Ok(Self { config: config.clone(), timesteps: at.iter().map(|t| *t as f32).collect(), steps })
     }
 }
 

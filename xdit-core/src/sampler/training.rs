@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::SamplerError;
+use super::spacing::{TimestepSpacing, check_steps};
 
 /// The part of `scheduler_config.json` that says how the training's noise grew, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -98,6 +99,36 @@ impl Training {
     }
 }
 
+/// Timesteps that a sampler takes from the training's table.
+pub(super) struct Taken {
+    /// The whole table, see [`Training::signal`].
+    pub signal: Vec<f32>,
+    /// Where in it each step starts, the noisiest first.
+    pub at: Vec<usize>,
+}
+
+impl Training {
+    /// As DDIM and DDPM take them, in whole numbers.
+    pub(super) fn take(
+        &self,
+        spacing: TimestepSpacing,
+        offset: usize,
+        prediction: PredictionType,
+        n_steps: usize,
+    ) -> Result<Taken, SamplerError> {
+        let signal = self.signal()?;
+        let n_train = signal.len();
+        check_steps(n_steps, n_train)?;
+        let whole = |t: f64| match t.round_ties_even() {
+            t if t >= 0.0 && (t as usize) < n_train => Ok(t as usize),
+            timestep => Err(SamplerError::Timestep { timestep, n_train }),
+        };
+        let at = spacing.timesteps(n_train, n_steps, offset).into_iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+        prediction.check(at.iter().map(|t| signal[*t]), n_steps)?;
+        Ok(Taken { signal, at })
+    }
+}
+
 /// torch's `linspace` in f32: from both ends to the middle.
 fn linspace_f32(from: f32, to: f32, n: usize) -> Vec<f32> {
     let step = (to - from) / (n.max(2) - 1) as f32;
@@ -185,15 +216,4 @@ impl PredictionType {
             Self::VPrediction => prediction * signal + latents.clone() * noise,
         }
     }
-}
-
-/// The timesteps as they are kept, if all of them are the training's.
-pub(super) fn whole(timesteps: &[f64], n_train: usize) -> Result<Vec<usize>, SamplerError> {
-    timesteps
-        .iter()
-        .map(|t| match *t as usize {
-            at if *t >= 0.0 && at < n_train => Ok(at),
-            _ => Err(SamplerError::Timestep { timestep: *t, n_train }),
-        })
-        .collect()
 }
