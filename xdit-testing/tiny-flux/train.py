@@ -2,8 +2,8 @@
 
     python train.py --out FOLDER --minutes 9
 
-Everything is learned here from nothing: two tokenizers, a VAE, two text encoders and the transformer. The time is
-shared out between the stages, so the same command makes a weaker model on a slower machine rather than a late one.
+Everything is learned here from nothing: two tokenizers, a VAE, CLIP, and then T5 and the transformer together. The time
+is shared out between the stages, so the same command makes a weaker model on a slower machine rather than a late one.
 `--resume` goes on from a folder written before, with its tokenizers and its VAE as they are.
 """
 
@@ -398,6 +398,18 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and PRECISION == "bf16")
 
 
+def attend_in_bfloat16():
+    """On a GPU, attention in single precision would take as long as all the rest of a step."""
+    exact = F.scaled_dot_product_attention
+
+    def attend(query, key, value, *rest, **named):
+        if not query.is_cuda or query.dtype != torch.float32:
+            return exact(query, key, value, *rest, **named)
+        return exact(query.bfloat16(), key.bfloat16(), value.bfloat16(), *rest, **named).float()
+
+    F.scaled_dot_product_attention = attend
+
+
 @torch.no_grad()
 def follow(average, parameters, weight):
     """Moves the moving average of the parameters by `weight` towards them."""
@@ -512,6 +524,63 @@ def image_ids(side, device):
     return ids.view(-1, 3)
 
 
+def answers(scenes):
+    """What a caption says, as one column of class numbers per question, 0 where it says nothing [n, 14].
+
+    Twice: in the order in which the caption names the shapes, and in the order in which they lie in the picture
+    ("A right of B" shows B first), for the picture is all that the transformer has to know.
+    """
+    swap = (scenes.relation == 1) | (scenes.relation == 3)
+    order = np.where(swap[:, None], [[1, 0]], [[0, 1]])
+    told = [scenes.size, scenes.colour, scenes.shape]
+    lying = [np.take_along_axis(field, order, axis=1) for field in told]
+    relation = np.where(swap, scenes.relation - 1, scenes.relation)
+    columns = np.stack([scenes.background, relation], axis=1)
+    return torch.from_numpy(np.concatenate([columns, *told, *lying], axis=1).astype(np.int64) + 1)
+
+
+def train_text(clip, preset, tokens, rng, device, batch, deadline):
+    """Teaches CLIP to understand captions before there is anything to draw.
+
+    Big models come with encoders that read well. Learned through the pictures alone, "which colour belongs to which
+    shape" takes longer than all the rest. Here it is asked directly, by a linear head that is thrown away: the pooled
+    output, which modulates every block of the transformer, must say everything that `answers` holds.
+    """
+    classes = 1 + max(len(world.COLOURS), len(world.SHAPES), len(world.RELATIONS))
+    head = torch.nn.Linear(preset.text_width, 14 * classes).to(device)
+    parameters = [*clip.to(device).train().parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def read(held_out, count):
+        """What the head says of fresh captions, and what is right."""
+        scenes = world.sample_split(rng, count, held_out, preset.grammar)
+        ids, _ = tokens(world.captions(rng, scenes, vary_case=True))
+        # CLIP is causal: nothing behind the last word's end changes what is read off there.
+        ends = (ids == tokens.clip.eos_token_id).int().argmax(1)
+        pooled = clip(ids[:, : ends.max() + 1].to(device).long()).pooler_output
+        return head(pooled).view(-1, 14, classes), answers(scenes).to(device)
+
+    def all_right(said, wanted):
+        return (said.argmax(2) == wanted).all(1).float().mean().item()
+
+    begin, step = time.time(), 0
+    while (done := (time.time() - begin) / max(deadline - begin, 1e-3)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.5 + 0.01)
+        said, wanted = read(False, batch)
+        loss = F.cross_entropy(said.flatten(0, 1), wanted.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            say(f"text step {step} loss {loss.item():.4f}, all answers right for {all_right(said, wanted):.3f}")
+        step += 1
+    with torch.no_grad():
+        share = all_right(*read(True, 1000))
+    say(f"text done after {step} steps of {batch}; of held-out captions {share:.3f} read wholly right")
+
+
 class Pool:
     """Encoded pictures and tokenized captions, made once: training then only picks rows."""
 
@@ -556,23 +625,72 @@ class Pool:
         return self.latents[rows].float(), clip.long(), t5.long()
 
 
+class Muon:
+    """Muon (Jordan et al. 2024): momentum whose every matrix is made orthogonal before it is stepped along.
+
+    For the products inside of the blocks; it learns them in about half of AdamW's steps. The step is scaled so that
+    AdamW's learning rates fit (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+    """
+
+    def __init__(self, parameters, momentum=0.95, weight_decay=0.01):
+        self.momentum, self.weight_decay = momentum, weight_decay
+        by_shape = {}
+        for parameter in parameters:
+            by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
+        self.groups = [(group, torch.zeros_like(torch.stack(list(group)))) for group in by_shape.values()]
+
+    @staticmethod
+    def orthogonal(matrices):
+        """The nearest semi-orthogonal matrices [n, rows, columns], by five Newton-Schulz steps of fifth order."""
+        tall = matrices.shape[1] > matrices.shape[2]
+        x = matrices.mT if tall else matrices
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(5):
+            square = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        return x.mT if tall else x
+
+    @torch.no_grad()
+    def step(self, lr):
+        """One step of all parameters along their gradients."""
+        for group, mean in self.groups:
+            gradients = torch.stack([parameter.grad for parameter in group])
+            mean.lerp_(gradients, 1 - self.momentum)
+            steps = self.orthogonal(gradients.lerp(mean, self.momentum))
+            size = 0.2 * max(steps.shape[1:]) ** 0.5
+            torch._foreach_mul_(group, 1 - lr * self.weight_decay)
+            torch._foreach_add_(group, list(steps.unbind(0)), alpha=-lr * size)
+
+
 def sample_times(size, device):
-    """Noise levels: spread as the scheduler's own steps are, half of them drawn towards the middle."""
+    """Noise levels: spread as the scheduler's own steps are, half of them drawn to where a picture takes shape."""
     mu = SCHEDULER["base_shift"]
-    normal = torch.sigmoid(torch.randn(size, device=device) + mu)
+    normal = torch.sigmoid(torch.randn(size, device=device) + 0.8)
     uniform = torch.rand(size, device=device)
     shifted = math.exp(mu) * uniform / (1 + (math.exp(mu) - 1) * uniform)
     return torch.where(torch.rand(size, device=device) < 0.5, normal, shifted)
 
 
-def train_flow(models, preset, pool, out, device, batch, peak_lr, deadline, compile_it):
-    """Learns, from the caption, the straight way from noise to latents; text encoders and transformer together."""
+def train_flow(models, preset, pool, out, device, batch, peak_lr, decay, deadline, compile_it):
+    """Learns, from the caption, the straight way from noise to latents. CLIP, which reads without fault by now, stays as it is.
+
+    `decay` is the share of the time, at its end, in which the learning rate falls to nothing.
+    """
     clip, t5, transformer = models
     for model in models:
         model.to(device).train()
-    parameters = [parameter for model in models for parameter in model.parameters()]
-    decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
-    plain = [parameter for parameter in parameters if parameter.ndim < 2]
+    named = [*transformer.named_parameters(), *t5.named_parameters("t5")]
+    parameters = [parameter for _, parameter in named]
+    # The products inside of the blocks, without those that make the modulations.
+    inner = {
+        name
+        for name, parameter in named
+        if parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
+    }
+    muon = Muon([parameter for name, parameter in named if name in inner])
+    outer = [parameter for name, parameter in named if name not in inner]
+    decayed = [parameter for parameter in outer if parameter.ndim >= 2]
+    plain = [parameter for parameter in outer if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
         lr=peak_lr,
@@ -593,8 +711,8 @@ def train_flow(models, preset, pool, out, device, batch, peak_lr, deadline, comp
         noise = torch.randn_like(clean)
         along = times[:, None, None]
         with autocast(device):
-            # The encoders' precision at the hand-over is the pipeline's, whose weights are bfloat16.
-            pooled = clip(clip_ids).pooler_output
+            with torch.no_grad():
+                pooled = clip(clip_ids).pooler_output
             words = t5(t5_ids)[0]
             flow = transformer(
                 hidden_states=(1 - along) * clean + along * noise,
@@ -621,7 +739,7 @@ def train_flow(models, preset, pool, out, device, batch, peak_lr, deadline, comp
         done = (time.time() - begin) / max(deadline - begin, 1e-3)
         if done >= 1:
             break
-        lr = peak_lr * min(1.0, (step + 1) / 400) * min(1.0, (1 - done) / 0.5 + 0.01)
+        lr = peak_lr * min(1.0, (step + 1) / 400) * min(1.0, (1 - done) / max(decay, 1e-3) + 0.003)
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = loss_of(*pool.batch(batch, 0.1))
@@ -629,6 +747,7 @@ def train_flow(models, preset, pool, out, device, batch, peak_lr, deadline, comp
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        muon.step(2 * lr)
         follow(average, parameters, min(1.0, max(0.001, 1 / (step / 10 + 1))))
         running = running + loss.detach()
         step += 1
@@ -655,8 +774,10 @@ def main():
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--minutes", type=float, default=9, help="time for everything")
     parser.add_argument("--vae-share", type=float, default=0.25, help="of the time, for the VAE")
+    parser.add_argument("--text-share", type=float, default=0.06, help="of the time, for CLIP")
     parser.add_argument("--resume", help="a folder of an earlier run to go on from; may be --out itself")
     parser.add_argument("--only", choices=["decoder", "flow"], help="with --resume: go on with this part alone")
+    parser.add_argument("--decay", type=float, default=0.5, help="share of the flow's time in which its rate falls")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=400_000, help="pictures to encode at most")
@@ -669,6 +790,7 @@ def main():
         parser.error("--only needs --resume")
     global PRECISION
     PRECISION = options.precision
+    attend_in_bfloat16()
     preset, out = PRESETS[options.preset], options.out
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -703,6 +825,9 @@ def main():
             scale_latents(vae, preset, rng, device, options.vae_batch)
         train_vae(vae, preset, rng, device, options.vae_batch, vae_end, decoder_only=True)
         report_vae(vae, preset, rng, device, options.vae_batch)
+    if not options.resume:
+        text_end = time.time() + budget * options.text_share
+        train_text(models[0], preset, Tokens(out, preset), rng, device, 128, text_end)
     if options.only != "decoder":
         vae.to(device).eval().requires_grad_(False)
         pool = Pool(out, preset, vae, rng, device, options.pool, time.time() + budget * 0.1)
@@ -713,7 +838,8 @@ def main():
     if options.only != "decoder":
         # Whole from here on: a training that breaks off can be resumed.
         write_flow(out, preset, *models)
-        train_flow(models, preset, pool, out, device, options.batch, options.lr, end, not options.no_compile)
+        compile_it = not options.no_compile
+        train_flow(models, preset, pool, out, device, options.batch, options.lr, options.decay, end, compile_it)
 
 
 if __name__ == "__main__":
