@@ -9,7 +9,8 @@ use xdit_attn::usp;
 use xdit_comm::local::World;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{
-    Attention, Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TextEmbeddings, TextStates, TokenGrid,
+    Attention, Cond, Ctx, Dit, DitSpec, Inputs, JointOut, Places, Qkv, Site, Streams, TextEmbeddings, TextStates,
+    TokenGrid,
 };
 use xdit_core::engine::{Cfg, Denoise, Team, denoise};
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
@@ -32,18 +33,26 @@ impl Dit for Bare {
         Places::default()
     }
 
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let temb = Tensor::zeros([1, 16], &inputs.latents.device());
-        let cond = Cond { temb, modulation: None, txt_bias: None, places: Places::default() };
-        (Streams::new(inputs.text.txt.states.clone(), inputs.latents), cond)
+    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+        let temb = Tensor::zeros([1, 16], &inputs.text.txt.states.device());
+        Cond { temb, modulation: None, txt_bias: None, places: Places::default() }
+    }
+
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+        text.txt.states.clone()
+    }
+
+    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+        latents
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, _cond: &Cond) -> Result<Streams, CommError> {
         let heads = |x: &Tensor<3>| xdit_core::ops::split_heads(x.clone(), 4);
         let qkv = |x: &Tensor<3>| Qkv { q: heads(x), k: heads(x), v: heads(x) };
-        let (txt, img) = ctx.attn.joint(Site::first(i), qkv(&x.txt), qkv(&x.img))?;
+        let (txt, img) = ctx.attn.joint(Site::first(i), x.txt.as_ref().map(qkv), qkv(&x.img))?;
         let merge = xdit_core::ops::merge_heads;
-        Ok(Streams::new(x.txt + merge(txt), x.img + merge(img)))
+        let txt = x.txt.zip(txt).map(|(x, txt)| x + merge(txt));
+        Ok(Streams::new(txt, x.img + merge(img)))
     }
 
     fn head(&self, x: Streams, _cond: &Cond) -> Tensor<3> {
@@ -75,7 +84,7 @@ struct Faulty {
 }
 
 impl Attention for Faulty {
-    fn joint(&mut self, site: Site, txt: Qkv, img: Qkv) -> Result<(Tensor<4>, Tensor<4>), CommError> {
+    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
         self.calls += 1;
         if self.calls - 1 != self.at {
             return self.inner.joint(site, txt, img);
@@ -95,7 +104,7 @@ impl Attention for Faulty {
                 };
                 self.inner.joint(site, txt, Qkv { q: less(img.q), k: less(img.k), v: less(img.v) })
             }
-            Fault::Skip => Ok((txt.q, img.q)),
+            Fault::Skip => Ok((txt.map(|txt| txt.q), img.q)),
         }
     }
 
@@ -114,7 +123,7 @@ fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize)
         let rank = world.rank();
         let group = |color: usize| world.split(color, rank).map_err(|e| e.to_string());
         let (u, r) = (group(rank / ulysses)?, group(rank % ulysses + rank / sequence * ulysses)?);
-        let (tokens, branches) = (group(rank / sequence)?, group(rank % sequence)?);
+        let (tokens, branches, alone) = (group(rank / sequence)?, group(rank % sequence)?, group(rank)?);
         let fault = if rank == faulty { fault } else { Fault::None };
         let mut attn = Faulty { inner: usp(u, r), fault, at, calls: 0 };
         let device = Device::flex();
@@ -134,7 +143,7 @@ fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize)
             guidance: None,
             cfg: Some(Cfg { negative: &text(0.2), scale: 2.0, rescale: 0.0, skip_layers: None }),
         };
-        let team = Team { sequence: &*tokens, cfg: &*branches, attn: &mut attn };
+        let team = Team { sequence: &*tokens, ulysses, cfg: &*branches, ..Team::alone(&Bare, &*alone, &mut attn) };
         denoise(&Bare, team, &sampler, request, &mut ()).map(|_| ()).map_err(|e| e.to_string())
     });
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|_| Err("panicked".into()))).collect()

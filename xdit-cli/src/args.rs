@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use xdit_core::mesh::ParallelConfig;
+use xdit_core::stages::PipeFusion;
 
 use crate::device::DeviceArg;
 
@@ -109,7 +110,7 @@ pub struct Generate {
 }
 
 /// How many ranks share the request. On one device they are threads of this process.
-#[derive(Debug, Clone, Copy, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 #[command(next_help_heading = "Parallelism")]
 pub struct Parallel {
     /// Ranks that share each picture's tokens by sharing out the heads
@@ -124,9 +125,18 @@ pub struct Parallel {
     /// Replicas that draw different pictures
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub data_parallel_degree: usize,
-    /// Pipeline stages; not built yet
+    /// Pipeline stages, each with its share of the blocks (PipeFusion)
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub pipefusion_parallel_degree: usize,
+    /// Patches that the stages work on at once [default: as many as stages]
+    #[arg(long, value_name = "M")]
+    pub num_pipeline_patch: Option<usize>,
+    /// Steps at the beginning in which the stages work one after the other on the whole picture
+    #[arg(long, default_value_t = 1, value_name = "W")]
+    pub warmup_steps: usize,
+    /// Blocks of each stage [default: shared out by their cost]
+    #[arg(long, num_args = 1.., value_name = "N")]
+    pub attn_layer_num_for_pp: Option<Vec<usize>>,
     /// Ranks that share each layer's weights; not built yet
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub tensor_parallel_degree: usize,
@@ -141,6 +151,14 @@ impl Parallel {
             ring: self.ring_degree,
             ulysses: self.ulysses_degree,
             tensor: self.tensor_parallel_degree,
+        }
+    }
+
+    pub fn pipefusion(&self) -> PipeFusion {
+        PipeFusion {
+            n_patches: self.num_pipeline_patch,
+            warmup_steps: self.warmup_steps,
+            split: self.attn_layer_num_for_pp.clone(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 use xdit_core::engine::SkipLayers;
-use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
+use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, RankMemory, Request};
 
 use crate::args::{self, Generate};
 use crate::launch;
@@ -18,6 +18,7 @@ pub fn run(args: &Generate) -> Result<()> {
         dtype: args.device.dtype(args.dtype),
         variant: args.variant.clone(),
         parallel: args.parallel.config(),
+        pipefusion: args.parallel.pipefusion(),
     };
     let source = match &args.model {
         None => ModelSource::Builtin,
@@ -71,6 +72,16 @@ pub fn run(args: &Generate) -> Result<()> {
         }));
     }
     if args.json {
+        let rank = |(rank, memory): (usize, &RankMemory)| {
+            json!({
+                "rank": rank,
+                "stage": memory.stage,
+                "blocks": [memory.blocks.start, memory.blocks.end],
+                "weight_bytes": memory.weight_bytes,
+                "kept_bytes": memory.kept_bytes,
+            })
+        };
+        let memory: Vec<_> = pipeline.ranks().iter().enumerate().map(rank).collect();
         let record = json!({
             "model": model,
             "files": files,
@@ -82,6 +93,7 @@ pub fn run(args: &Generate) -> Result<()> {
             "guidance_rescale": settings.guidance_rescale,
             "max_sequence_length": settings.max_sequence_length,
             "ranks": args.parallel.config().world_size(),
+            "memory": memory,
             "seconds": progress.seconds(),
             "peak_memory_bytes": peak_memory(),
             "warnings": progress.warnings(),

@@ -169,6 +169,22 @@ fn many_ranks_draw_the_same_picture() {
 }
 
 #[test]
+fn pipeline_stages_draw_and_say_what_they_hold() {
+    let dir = TempDir::new().expect("a folder");
+    let flags = ["--pipefusion_parallel_degree=2", "--num_pipeline_patch=2", "--attn_layer_num_for_pp", "3", "1"];
+    let more = ["--warmup_steps=1", "--json", "--output", "stages.png"];
+    let output = draw(&dir, &golden("flux-dev"), &[&flags[..], &more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let memory = record["memory"].as_array().expect("a list");
+    assert_eq!(memory.len(), 2);
+    assert_eq!(memory[1]["blocks"], serde_json::json!([3, 4]));
+    assert!(memory[0]["weight_bytes"].as_u64() > memory[1]["weight_bytes"].as_u64());
+    assert_eq!(memory[0]["kept_bytes"].as_u64(), memory[1]["kept_bytes"].as_u64().map(|one| 3 * one));
+    assert!(dir.path().join("stages.png").exists());
+}
+
+#[test]
 fn meshes_that_cannot_work_are_refused() {
     let dir = TempDir::new().expect("a folder");
     let with = |flags: &[&str]| draw(&dir, &golden("flux-dev"), flags);
@@ -178,7 +194,13 @@ fn meshes_that_cannot_work_are_refused() {
     fails(&dir, heads, 1, &[message]);
     fails(&dir, with(&["--use-cfg-parallel"]), 1, &["cfg degree 2 needs classifier-free guidance"]);
     fails(&dir, with(&["--ring-degree", "0"]), 1, &["ring degree 0 is not within 1 to 65536"]);
-    fails(&dir, with(&["--pipefusion-parallel-degree", "2"]), 1, &["pipefusion degree 2 is not supported yet, only 1"]);
+    let stages = |flags: &[&str]| with(&[&["--pipefusion-parallel-degree"], flags].concat());
+    fails(&dir, stages(&["5"]), 1, &["pipefusion degree 5 is more than the model's 4 blocks"]);
+    let split = "attn-layer-num-for-pp [3, 2] must be 2 numbers of at least 1 that add up to the model's 4 blocks";
+    fails(&dir, stages(&["2", "--attn-layer-num-for-pp", "3", "2"]), 1, &[split]);
+    let patches = "num-pipeline-patch 0 is not within 1 and the picture's 2 rows of tokens";
+    fails(&dir, stages(&["2", "--num-pipeline-patch", "0"]), 1, &[patches]);
+    fails(&dir, with(&["--tensor-parallel-degree", "2"]), 1, &["tensor degree 2 is not supported yet, only 1"]);
     let launched = Command::new(env!("CARGO_BIN_EXE_xdit"))
         .args(["generate", "--prompt", "a cat"])
         .env("WORLD_SIZE", "4")

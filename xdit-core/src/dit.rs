@@ -16,14 +16,25 @@ pub trait Dit: Send + Sync {
     /// request; cut together with the tokens.
     fn place(&self, grid: TokenGrid, n_txt: usize) -> Places;
 
-    /// Latents and text to tokens of the model's width, and what every block is conditioned on.
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond);
+    /// What every block is conditioned on.
+    fn condition(&self, inputs: Inputs<'_>) -> Cond;
 
-    /// Block `i` of [`DitSpec::n_blocks`].
+    /// Text to tokens, `[batch, txt_tokens, d_txt]`.
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3>;
+
+    /// Latents `[batch, img_tokens, channels]` to tokens of the model's width.
+    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3>;
+
+    /// Block `i` of [`DitSpec::n_blocks`], one of those that were read.
     ///
     /// # Errors
     /// Only what the attention strategy returns.
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError>;
+
+    /// How many [`Streams::skips`] there are before block `i`.
+    fn skips_before(&self, _i: usize) -> usize {
+        0
+    }
 
     /// The prediction for these image tokens, `[batch, img_tokens, channels]`, f32.
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3>;
@@ -67,11 +78,10 @@ impl TokenGrid {
     }
 }
 
-/// One forward pass's inputs.
+/// One forward pass's inputs, but for the latents.
+#[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// `[batch, img_tokens, channels]`
-    pub latents: Tensor<3>,
-    /// Where these tokens stand.
+    /// Where the tokens stand.
     pub places: &'a Places,
     /// The scheduler's timestep, in `[0, 1000]`: 1000 is noise.
     pub timestep: f32,
@@ -151,13 +161,35 @@ impl Places {
             img,
         }
     }
+
+    /// Those of a band of the text tokens and several bands of the image tokens, one after the other.
+    pub fn bands(&self, txt: Range<usize>, img: &[Range<usize>]) -> Self {
+        let parts: Vec<Self> = img.iter().map(|img| self.band(txt.clone(), img.clone())).collect();
+        let join = |table: fn(&Self) -> &Option<RopeTable>| {
+            parts.iter().map(|part| table(part).clone()).reduce(|a, b| Some(a?.then(&b?))).flatten()
+        };
+        let (txt, img) = (parts[0].txt.clone(), join(|part| &part.img));
+        let embeddings: Option<Vec<_>> = parts.iter().map(|part| part.img_embedding.clone()).collect();
+        Self {
+            joint: match (&self.joint, &txt, &img) {
+                (Some(_), Some(txt), Some(img)) => Some(txt.then(img)),
+                _ => None,
+            },
+            img_embedding: embeddings.map(|parts| Tensor::cat(parts, 0)),
+            txt,
+            img,
+        }
+    }
 }
 
 /// What flows from block to block.
 #[derive(Debug, Clone)]
 pub struct Streams {
     /// `[batch, txt_tokens, d_model]`; a model whose blocks only look at the text passes it on as it is
-    pub txt: Tensor<3>,
+    ///
+    /// Absent where the blocks change the text and another patch of the same step has taken it through them: the strategy
+    /// remembers its keys and values.
+    pub txt: Option<Tensor<3>>,
     /// `[batch, img_tokens, d_model]`, this rank's tokens
     pub img: Tensor<3>,
     /// Earlier blocks' `img` that later blocks take up again, the next to be taken last.
@@ -166,7 +198,7 @@ pub struct Streams {
 
 impl Streams {
     /// Text and image alone.
-    pub fn new(txt: Tensor<3>, img: Tensor<3>) -> Self {
+    pub fn new(txt: Option<Tensor<3>>, img: Tensor<3>) -> Self {
         Self { txt, img, skips: Vec::new() }
     }
 }
@@ -218,14 +250,41 @@ pub struct Qkv {
     pub v: Tensor<4>,
 }
 
+/// What a pass through the blocks is for. Strategies that keep state need it, and those that must know where the tokens
+/// of one patch end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// The sampler's step.
+    pub step: usize,
+    /// Which of the request's prompts; each has a state of its own.
+    pub prompt: usize,
+    /// The patch, or all of them, one after the other.
+    pub patch: Option<usize>,
+    /// Image tokens of each patch that the ranks hold among which heads are traded: all of them where there is no ring.
+    pub rows: Vec<usize>,
+}
+
+/// Both streams' outputs: the text's, where there was a text, and the image's.
+pub type JointOut = (Option<Tensor<4>>, Tensor<4>);
+
 /// An attention strategy: where the other tokens' keys and values come from. The scale is `1 / sqrt(head_dim)`.
 pub trait Attention {
-    /// Attention of all text tokens and this rank's image tokens over all tokens of both streams; the outputs are
+    /// Told before each pass through the blocks.
+    fn begin(&mut self, _pass: &Pass) {}
+
+    /// Bytes of keys and values that are kept from pass to pass.
+    fn kept_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Attention of the text tokens and this rank's image tokens over all tokens of both streams; the outputs are
     /// shaped like `txt.q` and `img.q`.
+    ///
+    /// Without `txt` the image looks at the text of this step all the same, if the strategy has kept it.
     ///
     /// # Errors
     /// A peer that failed, left or kept silent.
-    fn joint(&mut self, site: Site, txt: Qkv, img: Qkv) -> Result<(Tensor<4>, Tensor<4>), CommError>;
+    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError>;
 
     /// Attention of this rank's image tokens over all image tokens; shaped like `img.q`.
     ///

@@ -1,13 +1,17 @@
 //! The denoising loop, written once for every model, sampler and attention strategy.
 
+mod working;
+
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use crate::comm::{CommError, Communicator, even_sizes};
-use crate::dit::{Attention, Ctx, Dit, Inputs, Places, TextEmbeddings, TokenGrid};
+use self::working::Working;
+use crate::comm::{CommError, Communicator};
+use crate::dit::{Attention, Ctx, Dit, Inputs, Streams, TextEmbeddings, TokenGrid};
 use crate::observer::{Observer, Phase};
-use crate::sampler::{History, Rows, Sampler};
+use crate::sampler::Sampler;
+use crate::schedule::{Action, Schedule};
 
 /// Why denoising ended without latents.
 #[derive(Debug, thiserror::Error)]
@@ -92,97 +96,83 @@ impl SkipLayers {
 
 /// A rank's share in one picture: whom it shares it with, and how its attention finds their keys.
 pub struct Team<'a> {
-    /// The ranks that share the picture's tokens, in the order of their bands. Each holds one band of the image tokens,
-    /// as even as can be, and of the text tokens where the model's blocks change them.
+    /// The ranks that share the picture's tokens, in the order of their bands. Each holds one band of every patch, as even
+    /// as can be, and of the text tokens where the model's blocks change them.
     pub sequence: &'a dyn Communicator,
+    /// How many of them, neighbours, trade heads.
+    pub ulysses: usize,
     /// The ranks that share classifier-free guidance: the first predicts with the prompt, the second with the negative one.
     pub cfg: &'a dyn Communicator,
+    /// The stages that share the blocks, the first one first.
+    pub stages: &'a dyn Communicator,
+    /// This stage's blocks.
+    pub blocks: Range<usize>,
+    /// Patches that the stages work on at once; one where there is one stage.
+    pub n_patches: usize,
+    /// Steps in which the stages work on the whole picture, one after the other.
+    pub warmup_steps: usize,
     /// The attention of this rank's tokens.
     pub attn: &'a mut dyn Attention,
+}
+
+impl<'a> Team<'a> {
+    /// One device.
+    pub fn alone(dit: &dyn Dit, comm: &'a dyn Communicator, attn: &'a mut dyn Attention) -> Self {
+        let blocks = 0..dit.spec().n_blocks;
+        Self { sequence: comm, ulysses: 1, cfg: comm, stages: comm, blocks, n_patches: 1, warmup_steps: 0, attn }
+    }
 }
 
 /// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank.
 ///
 /// # Errors
 /// A rank that failed, a cancelled request, latents that are not finite.
-pub fn denoise(
-    dit: &dyn Dit,
-    team: Team<'_>,
-    sampler: &dyn Sampler,
+pub fn denoise<'t>(
+    dit: &'t dyn Dit,
+    team: Team<'t>,
+    sampler: &'t dyn Sampler,
     request: Denoise<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Tensor<3>, EngineError> {
-    let Denoise { noise, more_noise, grid, size, text, guidance, cfg } = request;
-    let Team { sequence, cfg: branches, attn } = team;
-    let timesteps = sampler.timesteps();
-    let n_steps = timesteps.len();
-    let img = band(sequence, grid.n_tokens());
-    let cut = |x: Tensor<3>| x.narrow(1, img.start, img.len());
-    let positive = Prompt::new(dit, grid, sequence, text);
-    let negative = cfg.map(|cfg| Prompt::new(dit, grid, sequence, cfg.negative));
-    let mut ctx = Ctx { attn };
+    let n_steps = sampler.timesteps().len();
+    let (stage, n_stages) = (team.stages.rank(), team.stages.size());
+    let n_patches = if n_stages == 1 { 1 } else { team.n_patches };
+    // one stage has nobody to wait for: all its steps are whole
+    let warmup_steps = if n_stages == 1 { n_steps } else { team.warmup_steps };
+    let actions = Schedule { n_stages, n_patches, n_steps, warmup_steps }.actions(stage);
 
-    let mut latents = match sampler.initial_scale() {
-        1.0 => cut(noise),
-        scale => cut(noise) * scale,
-    };
-    let mut history = History::default();
+    let mut work = Working::new(dit, team, sampler, request, n_patches, &actions)?;
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
-    for (step, timestep) in timesteps.iter().copied().enumerate() {
-        let input = sampler.model_input(step, latents.clone());
-        let mut predict = |prompt: &Prompt, skip: &[usize]| {
-            let Prompt { text, places } = prompt;
-            forward(dit, &mut ctx, Inputs { latents: input.clone(), places, timestep, text, guidance, size }, skip)
-        };
-        let prediction = match (&negative, cfg) {
-            (Some(negative), Some(cfg)) => {
-                // the prompts are dealt out, and every branch gets all predictions
-                let mine = [&positive, negative].into_iter().skip(branches.rank()).step_by(branches.size());
-                let mine = mine.map(|prompt| predict(prompt, &[])).collect::<Result<_, _>>()?;
-                let both = branches.all_gather(Tensor::cat(mine, 0), 0)?;
-                let batch = both.dims()[0] / 2;
-                let (with, without) = (both.clone().narrow(0, 0, batch), both.narrow(0, batch, batch));
-                let guided = guide(with.clone(), without, &cfg, sequence)?;
-                match cfg.skip_layers.filter(|skip| skip.at(step, n_steps)) {
-                    Some(skip) => guided + (with - predict(&positive, &skip.blocks)?) * skip.scale,
-                    None => guided,
-                }
+    for action in actions {
+        let done = match action {
+            Action::Receive { from, message } => {
+                work.receive(from, message)?;
+                None
             }
-            _ => predict(&positive, &[])?,
+            Action::Send { to, message } => {
+                work.send(to, message)?;
+                None
+            }
+            Action::Compute(part) => {
+                work.compute(part)?;
+                (stage + 1 < n_stages).then_some(part)
+            }
+            Action::Step(part) => {
+                work.step(part)?;
+                Some(part)
+            }
         };
-        let noise = sampler.needs_noise(step).then(|| cut(more_noise()));
-        latents = sampler.step(step, Rows { latents, prediction, noise }, &mut history);
-        observer.latents(step, &latents);
-        if observer.advance(Phase::Denoise, step as u64 + 1).is_break() {
-            return Err(EngineError::Cancelled { step: step + 1, n_steps });
+        if let Some(part) = done.filter(|part| part.patch.is_none_or(|patch| patch + 1 == n_patches)) {
+            work.show(part.step, observer);
+            if observer.advance(Phase::Denoise, part.step as u64 + 1).is_break() {
+                return Err(EngineError::Cancelled { step: part.step + 1, n_steps });
+            }
         }
     }
-    let latents = sequence.all_gather(latents, 1)?;
+    let latents = work.finish()?;
     check_finite(&latents, n_steps)?;
     observer.end(Phase::Denoise);
     Ok(latents)
-}
-
-/// This rank's band of `n` tokens.
-fn band(sequence: &dyn Communicator, n: usize) -> Range<usize> {
-    let sizes = even_sizes(n, sequence.size());
-    let start = sizes[..sequence.rank()].iter().sum();
-    start..start + sizes[sequence.rank()]
-}
-
-/// This rank's share of an encoded prompt.
-struct Prompt {
-    text: TextEmbeddings,
-    places: Places,
-}
-
-impl Prompt {
-    fn new(dit: &dyn Dit, grid: TokenGrid, sequence: &dyn Communicator, text: &TextEmbeddings) -> Self {
-        let n_txt = text.txt.n_tokens();
-        let txt = if dit.spec().joint { band(sequence, n_txt) } else { 0..n_txt };
-        let places = dit.place(grid, n_txt).band(txt.clone(), band(sequence, grid.n_tokens()));
-        Self { text: TextEmbeddings { txt: text.txt.band(txt), ..text.clone() }, places }
-    }
 }
 
 fn guide(
@@ -209,8 +199,15 @@ fn guide(
 ///
 /// # Errors
 /// A rank that failed.
-pub fn forward(dit: &dyn Dit, ctx: &mut Ctx<'_>, inputs: Inputs<'_>, skip: &[usize]) -> Result<Tensor<3>, CommError> {
-    let (mut x, cond) = dit.embed(inputs);
+pub fn forward(
+    dit: &dyn Dit,
+    ctx: &mut Ctx<'_>,
+    latents: Tensor<3>,
+    inputs: Inputs<'_>,
+    skip: &[usize],
+) -> Result<Tensor<3>, CommError> {
+    let cond = dit.condition(inputs);
+    let mut x = Streams::new(Some(dit.embed_txt(inputs.text)), dit.embed_img(latents, inputs.places));
     for i in (0..dit.spec().n_blocks).filter(|i| !skip.contains(i)) {
         x = dit.block(ctx, i, x, &cond)?;
     }

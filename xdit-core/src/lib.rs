@@ -8,10 +8,13 @@ pub mod dit;
 pub mod engine;
 pub mod observer;
 
+pub mod layout;
 pub mod mesh;
 pub mod noise;
 pub mod ops;
 pub mod sampler;
+pub mod schedule;
+pub mod stages;
 
 pub mod checkpoint;
 pub mod folder;

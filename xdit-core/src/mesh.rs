@@ -3,6 +3,9 @@
 //! Dimensions, fastest first: tensor, ulysses, ring, pipefusion, cfg, data. A rank is the mixed-radix number of its
 //! coordinates, so neighbours in Ulysses, which talk most, are neighbours in the machine.
 
+use crate::dit::TokenGrid;
+use crate::layout::TokenLayout;
+
 /// How many ranks share a request along each dimension; all 1 is one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParallelConfig {
@@ -55,12 +58,16 @@ impl Axis {
 pub struct PlanFacts {
     /// Attention heads.
     pub n_heads: usize,
-    /// Image tokens of a picture.
-    pub n_img_tokens: usize,
+    /// The picture in tokens.
+    pub grid: TokenGrid,
+    /// Patches that it is cut into.
+    pub n_patches: usize,
     /// Text tokens, where they are shared out like the image's.
     pub n_txt_tokens: Option<usize>,
     /// Whether there is classifier-free guidance.
     pub guided: bool,
+    /// Whether its result is brought back to the prediction's spread.
+    pub rescaled: bool,
 }
 
 /// Why a plan cannot work.
@@ -99,7 +106,7 @@ pub enum PlanError {
         fitting: String,
     },
     /// A rank would have no token.
-    #[error("ulysses degree {ulysses} times ring degree {ring} is more than the {n_tokens} {what} tokens")]
+    #[error("ulysses degree {ulysses} times ring degree {ring} is more than the {n_tokens} tokens of the {what}")]
     Tokens {
         /// What was asked for.
         ulysses: usize,
@@ -107,7 +114,7 @@ pub enum PlanError {
         ring: usize,
         /// How many tokens there are.
         n_tokens: usize,
-        /// `image` or `text`
+        /// `image`, `text` or `smallest patch`
         what: &'static str,
     },
     /// The second branch would have nothing to do.
@@ -115,6 +122,42 @@ pub enum PlanError {
         "cfg degree 2 needs classifier-free guidance: a negative prompt with true-cfg-scale above 1 for FLUX, guidance-scale above 1 for other models"
     )]
     Unguided,
+    /// A stage would have no block.
+    #[error("pipefusion degree {n_stages} is more than the model's {n_blocks} blocks")]
+    Stages {
+        /// What was asked for.
+        n_stages: usize,
+        /// The model's.
+        n_blocks: usize,
+    },
+    /// Blocks left over, or too few.
+    #[error(
+        "attn-layer-num-for-pp {split:?} must be {n_stages} numbers of at least 1 that add up to the model's {n_blocks} blocks"
+    )]
+    Split {
+        /// What was asked for.
+        split: Vec<usize>,
+        /// The pipefusion degree.
+        n_stages: usize,
+        /// The model's.
+        n_blocks: usize,
+    },
+    /// A patch would have no row.
+    #[error("num-pipeline-patch {n_patches} is not within 1 and the picture's {n_rows} rows of tokens")]
+    Patches {
+        /// What was asked for.
+        n_patches: usize,
+        /// The picture's.
+        n_rows: usize,
+    },
+    /// What needs the whole picture at each step.
+    #[error(
+        "guidance-rescale needs the whole picture at each step: it does not go together with pipefusion degree {degree}"
+    )]
+    Rescale {
+        /// The pipefusion degree.
+        degree: usize,
+    },
     /// Not built yet.
     #[error("{axis} degree {degree} is not supported yet, only 1")]
     NotBuilt {
@@ -165,10 +208,8 @@ impl ParallelConfig {
                 return Err(PlanError::Degree { axis, degree, max });
             }
         }
-        for (axis, degree) in [("tensor", self.tensor), ("pipefusion", self.pipefusion)] {
-            if degree > 1 {
-                return Err(PlanError::NotBuilt { axis, degree });
-            }
+        if self.tensor > 1 {
+            return Err(PlanError::NotBuilt { axis: "tensor", degree: self.tensor });
         }
         match self.world_size() {
             degree if degree > MAX_WORLD => Err(PlanError::Degree { axis: "world", degree, max: MAX_WORLD }),
@@ -188,13 +229,22 @@ impl ParallelConfig {
             let fitting: Vec<_> = (1..=n_heads).filter(|d| n_heads % d == 0).map(|d| d.to_string()).collect();
             return Err(PlanError::Heads { degree, n_heads, fitting: fitting.join(", ") });
         }
-        for (what, n_tokens) in [("image", Some(facts.n_img_tokens)), ("text", facts.n_txt_tokens)] {
+        let (n_patches, n_rows) = (facts.n_patches, facts.grid.rows);
+        if !(1..=n_rows).contains(&n_patches) {
+            return Err(PlanError::Patches { n_patches, n_rows });
+        }
+        let smallest = TokenLayout::new(facts.grid, n_patches).smallest();
+        let img = if n_patches == 1 { "image" } else { "smallest patch" };
+        for (what, n_tokens) in [(img, Some(smallest)), ("text", facts.n_txt_tokens)] {
             if let Some(n_tokens) = n_tokens.filter(|n| self.ulysses * self.ring > *n) {
                 return Err(PlanError::Tokens { ulysses: self.ulysses, ring: self.ring, n_tokens, what });
             }
         }
         if self.cfg > 1 && !facts.guided {
             return Err(PlanError::Unguided);
+        }
+        if self.pipefusion > 1 && facts.guided && facts.rescaled {
+            return Err(PlanError::Rescale { degree: self.pipefusion });
         }
         Ok(())
     }
@@ -326,7 +376,8 @@ mod tests {
 
     #[test]
     fn plans_that_cannot_work_are_refused_with_the_numbers() {
-        let facts = PlanFacts { n_heads: 6, n_img_tokens: 15, n_txt_tokens: Some(9), guided: false };
+        let grid = TokenGrid { rows: 5, cols: 3 };
+        let facts = PlanFacts { n_heads: 6, grid, n_patches: 1, n_txt_tokens: Some(9), guided: false, rescaled: false };
         let one = ParallelConfig::default();
         let says = |config: ParallelConfig| config.fits(&facts).expect_err("a refusal").to_string();
         assert_eq!(one.fits(&facts), Ok(()));
@@ -338,8 +389,18 @@ mod tests {
         );
         assert_eq!(
             says(ParallelConfig { ulysses: 4, ring: 3, ..one }),
-            "ulysses degree 4 times ring degree 3 is more than the 9 text tokens"
+            "ulysses degree 4 times ring degree 3 is more than the 9 tokens of the text"
         );
+        let cut = |n_patches, config: ParallelConfig| {
+            let facts = PlanFacts { n_patches, guided: true, rescaled: true, ..facts };
+            config.fits(&facts).expect_err("a refusal").to_string()
+        };
+        assert_eq!(cut(6, one), "num-pipeline-patch 6 is not within 1 and the picture's 5 rows of tokens");
+        assert_eq!(
+            cut(4, ParallelConfig { ulysses: 4, ..one }),
+            "ulysses degree 4 times ring degree 1 is more than the 3 tokens of the smallest patch"
+        );
+        assert!(cut(2, ParallelConfig { pipefusion: 2, ..one }).starts_with("guidance-rescale needs"));
         assert!(says(ParallelConfig { cfg: 2, ..one }).starts_with("cfg degree 2 needs classifier-free guidance"));
         assert_eq!(says(ParallelConfig { tensor: 2, ..one }), "tensor degree 2 is not supported yet, only 1");
         let error = Mesh::new(ParallelConfig { ulysses: 2, data: 2, ..one }, 3).expect_err("a refusal");

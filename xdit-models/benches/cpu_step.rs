@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     let config: FluxConfig = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
     let weights = Weights::open("transformer", &[folder.join("diffusion_pytorch_model.safetensors")])?;
     let loader = Loader::new(&weights, &device, FloatDType::F32);
-    let flux = Flux::load(&loader, &config)?;
+    let flux = Flux::load(&loader, &config, 0..config.spec().n_blocks)?;
     loader.finish(&[])?;
 
     let inputs = Weights::open("inputs", &[dir.join("inputs.safetensors")])?;
@@ -60,8 +60,8 @@ fn main() -> Result<()> {
         let start = Instant::now();
         let latents = latents.clone();
         let size = [16 * side; 2];
-        let inputs = Inputs { latents, places: &places, timestep: 700.0, text: &text, guidance: Some(3.5), size };
-        got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, inputs, &[])?);
+        let inputs = Inputs { places: &places, timestep: 700.0, text: &text, guidance: Some(3.5), size };
+        got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, latents, inputs, &[])?);
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -1,8 +1,9 @@
-//! Times one transformer step on meshes of threads: what sharing it out costs in processor time.
+//! Times two transformer steps on meshes of threads: what sharing it out costs in processor time.
 //!
 //! `mesh --dir DIR --repeat N` reads `DIR/transformer`, which `docs/benchmarks/cpu_step.py` makes, and prints one line of
 //! JSON for each mesh. Threads of one machine share its cores, so wall time says nothing; processor time does.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -13,14 +14,17 @@ use xdit_core::engine::Denoise;
 use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
+use xdit_core::stages::stages;
 use xdit_models::flux::{Flux, FluxConfig};
-use xdit_models::ranks::{Run, denoise_all};
+use xdit_models::ranks::{Run, Setup, Stage, denoise_all};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const GRID: TokenGrid = TokenGrid { rows: 32, cols: 32 };
 const N_TXT: usize = 128;
+/// The first one is a pipeline's warm-up.
+const N_STEPS: usize = 2;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -41,7 +45,14 @@ fn main() -> Result<()> {
     let folder = dir.join("transformer");
     let config: FluxConfig = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
     let weights = Weights::open("transformer", &[folder.join("diffusion_pytorch_model.safetensors")])?;
-    let flux = Flux::load(&Loader::new(&weights, &device, FloatDType::F32), &config)?;
+    let n_blocks = config.spec().n_blocks;
+    let read = |blocks: Range<usize>| -> Result<Stage> {
+        let loader = Loader::new(&weights, &device, FloatDType::F32);
+        Ok(Stage { dit: Box::new(Flux::load(&loader, &config, blocks.clone())?), weight_bytes: 0, blocks })
+    };
+    // one after the other: all stages of a pipeline together are the model
+    let whole = [read(0..n_blocks)?];
+    let pipeline: Vec<Stage> = stages(&vec![1.0; n_blocks], 4, None)?.into_iter().map(read).collect::<Result<_>>()?;
 
     let random = |seed: u64, dims: [usize; 3]| -> Tensor<3> {
         let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
@@ -52,7 +63,7 @@ fn main() -> Result<()> {
         txt_2: None,
         pooled: Some(random(2, [1, 1, config.pooled_projection_dim]).squeeze_dim(1)),
     };
-    let sampler = FlowMatchEuler::new(&FlowMatchEulerConfig::default(), 1, None, None)?;
+    let sampler = FlowMatchEuler::new(&FlowMatchEulerConfig::default(), N_STEPS, None, None)?;
     let one = ParallelConfig::default();
     let meshes = [
         one,
@@ -60,6 +71,7 @@ fn main() -> Result<()> {
         ParallelConfig { ulysses: 4, ..one },
         ParallelConfig { ring: 4, ..one },
         ParallelConfig { ulysses: 2, ring: 2, ..one },
+        ParallelConfig { pipefusion: 4, ..one },
     ];
     // in turns: a machine that gets busy slows all of them
     let mut seconds = vec![Vec::new(); meshes.len()];
@@ -78,7 +90,9 @@ fn main() -> Result<()> {
                     cfg: None,
                 })
             };
-            denoise_all(&mesh, &device, &flux, &sampler, 1, &picture, &mut ())?;
+            let stages = if config.pipefusion == 1 { &whole[..] } else { &pipeline[..] };
+            let setup = Setup { mesh: &mesh, device: &device, stages, n_patches: 4, warmup_steps: 1 };
+            denoise_all(setup, &sampler, 1, &picture, &mut ())?;
             if round > 0 {
                 seconds.push(processor_seconds()? - before);
             }
@@ -89,7 +103,12 @@ fn main() -> Result<()> {
         let least = seconds.into_iter().fold(f64::INFINITY, f64::min);
         println!(
             "{}",
-            serde_json::json!({ "ulysses": config.ulysses, "ring": config.ring, "processor_seconds": least })
+            serde_json::json!({
+                "ulysses": config.ulysses,
+                "ring": config.ring,
+                "pipefusion": config.pipefusion,
+                "processor_seconds": least,
+            })
         );
     }
     Ok(())

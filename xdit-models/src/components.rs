@@ -1,11 +1,12 @@
 //! A pipeline folder together with where and how its weights are wanted.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::slice::from_ref;
 
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
-use xdit_core::dit::TextStates;
+use xdit_core::dit::{Dit, TextStates};
 use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::{self, Flow, Sampler};
@@ -15,6 +16,9 @@ use crate::error::ModelError;
 use crate::pipeline::{Options, PipelineError};
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::{Encoded, Tokenizer};
+
+/// Every block of a transformer, however many there are.
+pub const ALL_BLOCKS: Range<usize> = 0..usize::MAX;
 
 /// The parts of an opened pipeline.
 pub struct Components {
@@ -109,6 +113,17 @@ impl Components {
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
     ) -> Result<T, PipelineError> {
+        Ok(self.load_counted(component, ignore, observer, build)?.0)
+    }
+
+    /// [`load`](Self::load), and the bytes that were read.
+    fn load_counted<T>(
+        &self,
+        component: &str,
+        ignore: &[&str],
+        observer: &mut dyn Observer,
+        build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
+    ) -> Result<(T, u64), PipelineError> {
         let weights = self.folder.weights(component, self.options.variant.as_deref())?;
         observer.begin(Phase::Load, component, weights.n_bytes());
         let (built, report) = {
@@ -134,7 +149,26 @@ impl Components {
             let more = if n > 4 { ", .." } else { "" };
             observer.warn(&format!("{component}: {n} tensors of the checkpoint are not used: {shown}{more}"));
         }
-        Ok(built)
+        Ok((built, report.bytes))
+    }
+
+    /// Opens the transformer's checkpoint and lets `build` read these blocks of it; also says how many bytes it read.
+    ///
+    /// - `ignore`: as in [`load`](Self::load)
+    ///
+    /// # Errors
+    /// Files or tensors that are missing or do not fit.
+    pub fn load_blocks<T: Dit + 'static>(
+        &self,
+        ignore: &[&str],
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+        build: impl FnOnce(&Loader<'_>, Range<usize>) -> Result<T, ModelError>,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
+        // other stages' blocks are theirs to miss
+        let ignore = [ignore, if blocks == ALL_BLOCKS { &[] } else { &["blocks."] }].concat();
+        let (dit, n_bytes) = self.load_counted("transformer", &ignore, observer, |loader| build(loader, blocks))?;
+        Ok((Box::new(dit), n_bytes))
     }
 
     /// Reads the decoder of `vae`.

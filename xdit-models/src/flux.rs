@@ -3,16 +3,18 @@
 //! Mirrors `src/diffusers/models/transformers/transformer_flux.py`. The double blocks keep text and image apart but for
 //! one joint attention; the single blocks run both as one sequence. Blocks are numbered through: doubles, then singles.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TokenGrid};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
 
 use crate::error::ModelError;
 use crate::parts::{
-    ADDED, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, modulation, project_heads,
+    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, modulation, project_heads,
 };
 
 /// `transformer/config.json`; field names are the checkpoint's.
@@ -106,18 +108,18 @@ pub struct Flux {
     x_embedder: Linear,
     context_embedder: Linear,
     time_text_embed: TimeTextEmbed,
-    transformer_blocks: Vec<DoubleBlock>,
-    single_transformer_blocks: Vec<SingleBlock>,
+    transformer_blocks: Blocks<DoubleBlock>,
+    single_transformer_blocks: Blocks<SingleBlock>,
     norm_out: Linear,
     proj_out: Linear,
 }
 
 impl Flux {
-    /// Reads the weights of all blocks.
+    /// Reads the weights of these blocks and of what stands around them.
     ///
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
-    pub fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_>, config: &FluxConfig, blocks: Range<usize>) -> Result<Self, ModelError> {
         config.check()?;
         let (d, channels) = (config.d_model(), config.in_channels);
         let out_channels = config.out_channels.unwrap_or(channels);
@@ -130,8 +132,8 @@ impl Flux {
             x_embedder: linear("x_embedder", channels, d)?,
             context_embedder: linear("context_embedder", config.joint_attention_dim, d)?,
             time_text_embed: TimeTextEmbed::load(&loader.pp("time_text_embed"), config)?,
-            transformer_blocks: (0..config.num_layers).map(double).collect::<Result<_, _>>()?,
-            single_transformer_blocks: (0..config.num_single_layers).map(single).collect::<Result<_, _>>()?,
+            transformer_blocks: Blocks::load(&blocks, 0..config.num_layers, double)?,
+            single_transformer_blocks: Blocks::load(&blocks, config.num_layers..config.spec().n_blocks, single)?,
             norm_out: linear("norm_out.linear", d, 2 * d)?,
             proj_out: linear("proj_out", d, out_channels)?,
             config: config.clone(),
@@ -151,21 +153,27 @@ impl Dit for Flux {
         Places { joint: Some(txt.then(&img)), txt: Some(txt), img: Some(img), img_embedding: None }
     }
 
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let Inputs { latents, places, timestep, text, guidance, .. } = inputs;
-        let img = self.x_embedder.forward(ops::to_dtype(latents, self.dtype));
-        let txt = self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype));
+    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+        let Inputs { places, timestep, text, guidance, .. } = inputs;
         let guidance = self.config.guidance_embeds.then(|| guidance.unwrap_or(1.0));
         let pooled = text.pooled.clone().expect("Flux takes CLIP's pooled vector");
         // the pipeline divides by 1000, and the model multiplies again
         let temb = self.time_text_embed.forward(timestep / 1000.0, guidance, ops::to_dtype(pooled, self.dtype));
-        (Streams::new(txt, img), Cond { temb, modulation: None, txt_bias: None, places: places.clone() })
+        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+    }
+
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+        self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype))
+    }
+
+    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+        self.x_embedder.forward(ops::to_dtype(latents, self.dtype))
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        match i.checked_sub(self.transformer_blocks.len()) {
-            None => self.transformer_blocks[i].forward(ctx, Site::first(i), x, cond),
-            Some(single) => self.single_transformer_blocks[single].forward(ctx, Site::first(i), x, cond),
+        match i.checked_sub(self.config.num_layers) {
+            None => self.transformer_blocks.get(i).forward(ctx, Site::first(i), x, cond),
+            Some(single) => self.single_transformer_blocks.get(single).forward(ctx, Site::first(i), x, cond),
         }
     }
 
@@ -223,12 +231,17 @@ impl DoubleBlock {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let txt = modulation::<6>(&self.txt.norm, &cond.temb);
         let img = modulation::<6>(&self.img.norm, &cond.temb);
-        let txt_qkv = self.txt.qkv(&x.txt, &txt, cond.places.txt.as_ref());
         let img_qkv = self.img.qkv(&x.img, &img, cond.places.img.as_ref());
-        let (txt_attn, img_attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
-        Ok(Streams::new(self.txt.after(x.txt, txt_attn, &txt), self.img.after(x.img, img_attn, &img)))
+        let Some(x_txt) = x.txt else {
+            let (_, attn) = ctx.attn.joint(site, None, img_qkv)?;
+            return Ok(Streams::new(None, self.img.after(x.img, attn, &img)));
+        };
+        let txt = modulation::<6>(&self.txt.norm, &cond.temb);
+        let txt_qkv = self.txt.qkv(&x_txt, &txt, cond.places.txt.as_ref());
+        let (txt_attn, img_attn) = ctx.attn.joint(site, Some(txt_qkv), img_qkv)?;
+        let x_txt = txt_attn.map(|attn| self.txt.after(x_txt, attn, &txt));
+        Ok(Streams::new(x_txt, self.img.after(x.img, img_attn, &img)))
     }
 }
 
@@ -288,22 +301,28 @@ impl SingleBlock {
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let [shift, scale, gate] = modulation(&self.norm, &cond.temb);
-        let [b, n_txt, d] = x.txt.dims();
-        let n = n_txt + x.img.dims()[1];
+        let [b, n_img, d] = x.img.dims();
+        let n_txt = x.txt.as_ref().map_or(0, |txt| txt.dims()[1]);
+        let n = n_txt + n_img;
         // one sequence: the weights are the same for both streams and are read once
-        let x = Tensor::cat(vec![x.txt, x.img], 1);
+        let (x, rope) = match x.txt {
+            Some(txt) => (Tensor::cat(vec![txt, x.img], 1), &cond.places.joint),
+            None => (x.img, &cond.places.img),
+        };
         let y = modulated_norm(x.clone(), shift, scale, EPS);
-        let qkv = self.attn.forward(y.clone(), cond.places.joint.as_ref());
-        let (txt, img) = ctx.attn.joint(site, tokens(&qkv, 0..n_txt), tokens(&qkv, n_txt..n))?;
-        let attn = merge_heads(ops::cat_tokens(vec![txt, img]));
+        let qkv = self.attn.forward(y.clone(), rope.as_ref());
+        let txt_qkv = (n_txt > 0).then(|| tokens(&qkv, 0..n_txt));
+        let (txt, img) = ctx.attn.joint(site, txt_qkv, tokens(&qkv, n_txt..n))?;
+        let attn = merge_heads(ops::cat_tokens(txt.into_iter().chain([img]).collect()));
         let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
         let x = gated_residual(x, gate, linear_cat(vec![attn, mlp], &self.proj_out));
-        Ok(Streams::new(x.clone().slice([0..b, 0..n_txt, 0..d]), x.slice([0..b, n_txt..n, 0..d])))
+        let txt = (n_txt > 0).then(|| x.clone().slice([0..b, 0..n_txt, 0..d]));
+        Ok(Streams::new(txt, x.slice([0..b, n_txt..n, 0..d])))
     }
 }
 
 /// Tokens `range` of all heads.
-fn tokens(qkv: &Qkv, range: std::ops::Range<usize>) -> Qkv {
+fn tokens(qkv: &Qkv, range: Range<usize>) -> Qkv {
     let [b, h, _, d] = qkv.q.dims();
     let cut = |x: &Tensor<4>| x.clone().slice([0..b, 0..h, range.clone(), 0..d]);
     Qkv { q: cut(&qkv.q), k: cut(&qkv.k), v: cut(&qkv.v) }

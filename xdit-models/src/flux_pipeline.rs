@@ -2,6 +2,7 @@
 //!
 //! Mirrors `src/diffusers/pipelines/flux/pipeline_flux.py`.
 
+use std::ops::Range;
 use std::slice::from_ref;
 
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
@@ -85,9 +86,14 @@ impl Architecture for FluxPipeline {
         Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
     }
 
-    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+    fn dit(
+        &self,
+        components: &Components,
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: FluxConfig = components.config("transformer")?;
-        Ok(Box::new(components.load("transformer", &[], observer, |loader| Flux::load(loader, &config))?))
+        components.load_blocks(&[], blocks, observer, |l, b| Flux::load(l, &config, b))
     }
 
     fn sampler(

@@ -4,16 +4,18 @@
 //! up the outputs of the first half's, the last one first. The text of two encoders, as one sequence, enters by
 //! cross-attention.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextStates, TokenGrid};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, positive};
 use crate::parts::{
-    EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, continuous_norm, load_patch_embed,
+    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, continuous_norm, load_patch_embed,
     load_proj_out, project_heads, sinusoids, spec,
 };
 
@@ -140,17 +142,17 @@ pub struct HunyuanDit {
     pooler: AttentionPool,
     style_embedder: Option<Tensor<2>>,
     extra_embedder: Mlp,
-    blocks: Vec<Block>,
+    blocks: Blocks<Block>,
     norm_out: Linear,
     proj_out: Linear,
 }
 
 impl HunyuanDit {
-    /// Reads the weights of all blocks.
+    /// Reads the weights of these blocks and of what stands around them.
     ///
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
-    pub fn load(loader: &Loader<'_>, config: &HunyuanDitConfig) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_>, config: &HunyuanDitConfig, blocks: Range<usize>) -> Result<Self, ModelError> {
         let heads = config.check()?;
         let (d, patch, channels) = (config.hidden_size, config.patch_size, config.in_channels);
         let (d_txt, d_t5, extra) =
@@ -171,7 +173,7 @@ impl HunyuanDit {
                 false => None,
             },
             extra_embedder: Mlp::load(&extra.pp("extra_embedder"), [d_extra, 4 * d, d], Activation::Silu)?,
-            blocks: (0..config.num_layers).map(block).collect::<Result<_, _>>()?,
+            blocks: Blocks::load(&blocks, 0..config.num_layers, block)?,
             norm_out: Linear::load(&loader.pp("norm_out.linear"), d, 2 * d)?,
             proj_out: load_proj_out(
                 &loader.pp("proj_out"),
@@ -227,11 +229,9 @@ impl Dit for HunyuanDit {
         Places { img: Some(table), ..Places::default() }
     }
 
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let Inputs { latents, places, timestep, text, size, .. } = inputs;
+    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+        let Inputs { places, timestep, text, size, .. } = inputs;
         let t5 = text.txt_2.as_ref().expect("HunyuanDiT takes mT5's states");
-        let img = self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype));
-
         let pooled = self.pooler.forward(ops::to_dtype(t5.states.clone(), self.dtype));
         let extra = match &self.style_embedder {
             None => pooled,
@@ -244,18 +244,31 @@ impl Dit for HunyuanDit {
             }
         };
         let temb = self.timestep_embedder.of_numbers(&[timestep]) + self.extra_embedder.forward(extra);
-        let cond = Cond { temb, modulation: None, txt_bias: None, places: places.clone() };
-        (Streams::new(self.text(&text.txt, t5), img), cond)
+        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+    }
+
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+        self.text(&text.txt, text.txt_2.as_ref().expect("HunyuanDiT takes mT5's states"))
+    }
+
+    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+        self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype))
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, mut x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let half = self.config.num_layers / 2;
         let skip = if i > half { x.skips.pop() } else { None };
-        x.img = self.blocks[i].forward(ctx, i, x.img, &x.txt, skip, cond)?;
+        let txt = x.txt.as_ref().expect("the text is at hand for every patch");
+        x.img = self.blocks.get(i).forward(ctx, i, x.img, txt, skip, cond)?;
         if i + 1 < half {
             x.skips.push(x.img.clone());
         }
         Ok(x)
+    }
+
+    fn skips_before(&self, i: usize) -> usize {
+        let half = self.config.num_layers / 2;
+        i.min(half.saturating_sub(1)) - i.saturating_sub(half + 1)
     }
 
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {

@@ -2,6 +2,7 @@
 //!
 //! Mirrors `src/diffusers/pipelines/hunyuandit/pipeline_hunyuandit.py`, without the safety checker.
 
+use std::ops::Range;
 use std::slice::from_ref;
 
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
@@ -80,8 +81,13 @@ impl Architecture for HunyuanDitPipeline {
         Ok(txt.into_iter().zip(txt_2).map(join).collect())
     }
 
-    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+    fn dit(
+        &self,
+        components: &Components,
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: HunyuanDitConfig = components.config("transformer")?;
-        Ok(Box::new(components.load("transformer", &[], observer, |loader| HunyuanDit::load(loader, &config))?))
+        components.load_blocks(&[], blocks, observer, |l, b| HunyuanDit::load(l, &config, b))
     }
 }

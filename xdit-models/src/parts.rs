@@ -1,6 +1,8 @@
 //! Pieces that several transformers are made of: what `embeddings.py`, `normalization.py` and `attention.py` are
 //! upstream (`src/diffusers/models`), as far as the models here need them.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
@@ -106,6 +108,35 @@ pub fn continuous_norm(linear: &Linear, x: Tensor<3>, temb: &Tensor<2>) -> Tenso
 /// The shape of a model whose tokens are squares of `patch` by `patch` latent pixels.
 pub fn spec(n_blocks: usize, [n_heads, head_dim]: [usize; 2], channels: usize, patch: usize) -> DitSpec {
     DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch, joint: false }
+}
+
+/// Consecutive blocks of a kind, of which not all need to be in memory. They keep their numbers.
+#[derive(Debug)]
+pub struct Blocks<T> {
+    first: usize,
+    blocks: Vec<T>,
+}
+
+impl<T> Blocks<T> {
+    /// - `wanted`: numbers among all blocks of the model
+    /// - `kind`: the numbers of the blocks of this kind; `load` counts from the first of them
+    pub fn load(
+        wanted: &Range<usize>,
+        kind: Range<usize>,
+        load: impl Fn(usize) -> Result<T, LoadError>,
+    ) -> Result<Self, LoadError> {
+        let (first, end) = (wanted.start.clamp(kind.start, kind.end), wanted.end.clamp(kind.start, kind.end));
+        let blocks = (first..end).map(|i| load(i - kind.start)).collect::<Result<_, _>>()?;
+        Ok(Self { first: first - kind.start, blocks })
+    }
+
+    /// Block `i` of this kind.
+    ///
+    /// # Panics
+    /// One that was not read.
+    pub fn get(&self, i: usize) -> &T {
+        &self.blocks[i - self.first]
+    }
 }
 
 /// Which norm the heads of queries and keys get.

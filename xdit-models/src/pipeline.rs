@@ -1,24 +1,26 @@
 //! From a request to pictures: the order of things, the same for every architecture.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use xdit_core::checkpoint::LoadError;
-use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
+use xdit_core::dit::{DitSpec, TextEmbeddings};
 use xdit_core::engine::{Cfg, Denoise, EngineError};
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_core::mesh::{Mesh, ParallelConfig, PlanError, PlanFacts};
+use xdit_core::mesh::{Axis, Mesh, ParallelConfig, PlanError, PlanFacts};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::SamplerError;
+use xdit_core::stages::{PipeFusion, stages};
 
 use crate::autoencoder_kl::AutoencoderKl;
 use crate::binning::{self, Binning};
-use crate::components::Components;
+use crate::components::{ALL_BLOCKS, Components};
 use crate::error::ModelError;
 use crate::hub::HubError;
 use crate::latents::Geometry;
-use crate::ranks::{self, Run};
+use crate::ranks::{self, Denoised, Run, Setup, Stage};
 use crate::registry::{self, Architecture, Guidance};
 use crate::tokenizer::TokenizerError;
 use crate::{builtin, hub};
@@ -69,12 +71,15 @@ pub struct Options {
     pub variant: Option<String>,
     /// How many ranks share a request, and how. All are threads of this process on `device`.
     pub parallel: ParallelConfig,
+    /// How pipeline stages work on a picture, where there are several.
+    pub pipefusion: PipeFusion,
 }
 
 impl Options {
     /// On one rank.
     pub fn on(device: Device, dtype: FloatDType) -> Self {
-        Self { device, dtype, variant: None, parallel: ParallelConfig::default() }
+        let (parallel, pipefusion) = (ParallelConfig::default(), PipeFusion::default());
+        Self { device, dtype, variant: None, parallel, pipefusion }
     }
 }
 
@@ -156,6 +161,20 @@ struct Applied {
     guided: bool,
 }
 
+/// What a rank holds in memory for the blocks of the transformer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankMemory {
+    /// Its pipeline stage.
+    pub stage: usize,
+    /// Numbers of the blocks.
+    pub blocks: Range<usize>,
+    /// The checkpoint's bytes of the transformer's weights that the stage reads. Ranks of a stage share them where they
+    /// share a device.
+    pub weight_bytes: u64,
+    /// Keys and values that are kept from step to step.
+    pub kept_bytes: u64,
+}
+
 /// An opened pipeline.
 pub struct Pipeline {
     components: Components,
@@ -165,8 +184,9 @@ pub struct Pipeline {
     binning: Option<Binning>,
     defaults: Defaults,
     // read by the first request and kept for the next
-    dit: Option<Box<dyn Dit>>,
+    stages: Vec<Stage>,
     vae: Option<AutoencoderKl>,
+    ranks: Vec<RankMemory>,
 }
 
 impl Pipeline {
@@ -199,7 +219,17 @@ impl Pipeline {
         let spec = architecture.spec(&components)?;
         let binning = architecture.binning(&components)?;
         let defaults = own.or(architecture.defaults(&components)?);
-        Ok(Self { components, architecture, geometry, spec, binning, defaults, dit: None, vae: None })
+        Ok(Self {
+            components,
+            architecture,
+            geometry,
+            spec,
+            binning,
+            defaults,
+            stages: Vec::new(),
+            vae: None,
+            ranks: Vec::new(),
+        })
     }
 
     /// The folder behind it.
@@ -239,13 +269,13 @@ impl Pipeline {
         // before any weight is read: a scheduler that is not supported shows here
         let grid = self.geometry.grid(height, width);
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
-        let mesh = self.mesh(&settings, &guidance)?;
+        let blocks = self.blocks()?;
+        let (mesh, n_patches) = self.mesh(&settings, &guidance)?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
 
-        if self.dit.is_none() {
-            self.dit = Some(self.architecture.dit(&self.components, observer)?);
+        if self.stages.is_empty() {
+            self.stages = self.read_stages(blocks, observer)?;
         }
-        let dit = self.dit.as_deref().expect("read above");
 
         let n = prompts.len() * request.num_images;
         let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64);
@@ -269,8 +299,16 @@ impl Pipeline {
                 }),
             })
         };
-        let device = &self.components.options.device;
-        let all = ranks::denoise_all(&mesh, device, dit, sampler.as_ref(), n, &picture, observer)?;
+        let Options { device, pipefusion, .. } = &self.components.options;
+        let (stages, warmup_steps) = (&self.stages, pipefusion.warmup_steps);
+        let setup = Setup { mesh: &mesh, device, stages, n_patches, warmup_steps };
+        let Denoised { latents: all, kept_bytes } = ranks::denoise_all(setup, sampler.as_ref(), n, &picture, observer)?;
+        let memory = |(rank, kept_bytes): (usize, u64)| {
+            let stage = mesh.coordinate(rank, Axis::Pipefusion);
+            let Stage { blocks, weight_bytes, .. } = &self.stages[stage];
+            RankMemory { stage, blocks: blocks.clone(), weight_bytes: *weight_bytes, kept_bytes }
+        };
+        self.ranks = kept_bytes.into_iter().enumerate().map(memory).collect();
 
         let mut results = Vec::with_capacity(n);
         for (i, latents) in all.into_iter().enumerate() {
@@ -290,18 +328,47 @@ impl Pipeline {
         Ok(results)
     }
 
-    /// How the request is shared out.
-    fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<Mesh, PipelineError> {
-        let parallel = self.components.options.parallel;
+    /// What each rank of the last request held.
+    pub fn ranks(&self) -> &[RankMemory] {
+        &self.ranks
+    }
+
+    /// The blocks of each stage.
+    fn blocks(&self) -> Result<Vec<Range<usize>>, PipelineError> {
+        let Options { parallel, pipefusion, .. } = &self.components.options;
+        let costs = self.architecture.costs(&self.components)?;
+        Ok(stages(&costs, parallel.pipefusion, pipefusion.split.as_deref())?)
+    }
+
+    fn read_stages(&self, blocks: Vec<Range<usize>>, observer: &mut dyn Observer) -> Result<Vec<Stage>, PipelineError> {
+        let alone = blocks.len() == 1;
+        let read = |blocks: Range<usize>| {
+            let wanted = if alone { ALL_BLOCKS } else { blocks.clone() };
+            let (dit, weight_bytes) = self.architecture.dit(&self.components, wanted, observer)?;
+            Ok(Stage { blocks, weight_bytes, dit })
+        };
+        blocks.into_iter().map(read).collect()
+    }
+
+    /// How the request is shared out: the ranks, and the number of patches.
+    fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<(Mesh, usize), PipelineError> {
+        let Options { parallel, pipefusion, .. } = &self.components.options;
         let [height, width] = settings.drawn;
+        let n_patches = match parallel.pipefusion {
+            1 => 1,
+            n_stages => pipefusion.n_patches.unwrap_or(n_stages),
+        };
         parallel.fits(&PlanFacts {
             n_heads: self.spec.n_heads,
-            n_img_tokens: self.geometry.grid(height, width).n_tokens(),
+            grid: self.geometry.grid(height, width),
+            n_patches,
             // at least: other encoders may add to them
             n_txt_tokens: self.spec.joint.then_some(settings.max_sequence_length),
             guided: guidance.guided,
+            rescaled: settings.guidance_rescale != 0.0,
         })?;
-        Ok(Mesh::new(parallel, parallel.world_size())?)
+        let mesh = Mesh::new(*parallel, parallel.world_size())?;
+        Ok((mesh, n_patches))
     }
 
     /// What the request's scales mean to this model.

@@ -4,17 +4,19 @@
 //! `ada_norm_single` of `src/diffusers/models/attention.py`. Scales, shifts and gates are computed once for all blocks
 //! (AdaLN-single); each block adds its own table to them. The text enters by cross-attention.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::error::{ModelError, positive};
 use crate::parts::{
-    EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts, project_heads,
-    sincos_2d, spec,
+    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts,
+    project_heads, sincos_2d, spec,
 };
 use crate::t5::hide;
 
@@ -139,17 +141,17 @@ pub struct PixArt {
     size_embedders: Option<[Mlp; 2]>,
     adaln_single: Linear,
     caption_projection: Option<Mlp>,
-    transformer_blocks: Vec<Block>,
+    transformer_blocks: Blocks<Block>,
     scale_shift_table: Tensor<2>,
     proj_out: Linear,
 }
 
 impl PixArt {
-    /// Reads the weights of all blocks.
+    /// Reads the weights of these blocks and of what stands around them.
     ///
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
-    pub fn load(loader: &Loader<'_>, config: &PixArtConfig) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_>, config: &PixArtConfig, blocks: Range<usize>) -> Result<Self, ModelError> {
         let heads = config.check()?;
         let (d, patch, channels) = (config.d_model(), config.patch_size, config.in_channels);
         let adaln = loader.pp("adaln_single");
@@ -166,7 +168,7 @@ impl PixArt {
             },
             adaln_single: Linear::load(&adaln.pp("linear"), d, 6 * d)?,
             caption_projection: config.caption_channels.map(caption).transpose()?,
-            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_, _>>()?,
+            transformer_blocks: Blocks::load(&blocks, 0..config.num_layers, block)?,
             scale_shift_table: loader.tensor("scale_shift_table", [2, d])?,
             proj_out: load_proj_out(
                 &loader.pp("proj_out"),
@@ -193,12 +195,8 @@ impl Dit for PixArt {
         Places { img_embedding: Some(table), ..Places::default() }
     }
 
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let Inputs { latents, places, timestep, text, size, .. } = inputs;
-        let cast = |x| ops::to_dtype(x, self.dtype);
-        let table = places.img_embedding.clone().expect("PixArt places its tokens");
-        let img = self.pos_embed_proj.forward(cast(latents));
-        let img = cast(ops::to_f32(img) + table.unsqueeze());
+    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+        let Inputs { places, timestep, text, size, .. } = inputs;
         let mut temb = self.timestep_embedder.of_numbers(&[timestep]);
         if let Some([resolution, aspect_ratio]) = &self.size_embedders {
             let [height, width] = size.map(|x| x as f32);
@@ -206,20 +204,28 @@ impl Dit for PixArt {
             let sides = resolution.of_numbers(&[height, width]).reshape([1, 2 * third]);
             temb = temb + Tensor::cat(vec![sides, aspect_ratio.of_numbers(&[height / width])], 1);
         }
-        let txt = cast(text.txt.states.clone());
-        let txt = match &self.caption_projection {
-            Some(projection) => projection.forward(txt),
-            None => txt,
-        };
         let modulation = Some(self.adaln_single.forward(Activation::Silu.apply(temb.clone())));
         // upstream adds -10000 to what is hidden, whose exponential is 0 too
-        let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &txt));
-        let cond = Cond { temb, modulation, txt_bias, places: places.clone() };
-        (Streams::new(txt, img), cond)
+        let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &temb));
+        Cond { temb, modulation, txt_bias, places: places.clone() }
+    }
+
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+        let txt = ops::to_dtype(text.txt.states.clone(), self.dtype);
+        match &self.caption_projection {
+            Some(projection) => projection.forward(txt),
+            None => txt,
+        }
+    }
+
+    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3> {
+        let table = places.img_embedding.clone().expect("PixArt places its tokens");
+        let img = self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype));
+        ops::to_dtype(ops::to_f32(img) + table.unsqueeze(), self.dtype)
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        self.transformer_blocks[i].forward(ctx, i, x, cond)
+        self.transformer_blocks.get(i).forward(ctx, i, x, cond)
     }
 
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
@@ -267,7 +273,8 @@ impl Block {
 
         // no norm before the text is looked at
         let q = self.attn2.queries(img.clone(), None);
-        let (k, v) = (self.attn2.keys(x.txt.clone(), None), self.attn2.values(x.txt.clone()));
+        let txt = x.txt.clone().expect("the text is at hand for every patch");
+        let (k, v) = (self.attn2.keys(txt.clone(), None), self.attn2.values(txt));
         let img = img + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?);
 
         let y = self.ff.forward(modulated_norm(img.clone(), ff_shift, ff_scale, EPS));

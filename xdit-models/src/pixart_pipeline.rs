@@ -3,6 +3,8 @@
 //! Mirrors `src/diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py` and `pipeline_pixart_sigma.py`. Prompts are
 //! put into small letters, as upstream does where the packages for its `clean_caption` are not installed.
 
+use std::ops::Range;
+
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
@@ -90,10 +92,15 @@ impl Architecture for PixArtPipeline {
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
     }
 
-    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+    fn dit(
+        &self,
+        components: &Components,
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: PixArtConfig = components.config("transformer")?;
         // a table that is computed
         let unused = &["pos_embed.pos_embed"];
-        Ok(Box::new(components.load("transformer", unused, observer, |loader| PixArt::load(loader, &config))?))
+        components.load_blocks(unused, blocks, observer, |l, b| PixArt::load(l, &config, b))
     }
 }

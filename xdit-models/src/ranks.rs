@@ -1,8 +1,9 @@
 //! Running the denoising loop on every rank of a mesh.
 //!
-//! Ranks are threads of this process. The caller's thread is rank 0, which the observer watches; the transformer is in
-//! memory once and shared.
+//! Ranks are threads of this process. The caller's thread is rank 0, which the observer watches; each stage of the
+//! transformer is in memory once and shared.
 
+use std::ops::Range;
 use std::thread;
 
 use burn::tensor::{Device, Tensor};
@@ -14,12 +15,49 @@ use xdit_core::mesh::{Axis, Mesh};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::Sampler;
 
+/// A pipeline stage: the transformer with its blocks alone.
+pub struct Stage {
+    /// Numbers of its blocks.
+    pub blocks: Range<usize>,
+    /// Bytes that were read from the checkpoint for it.
+    pub weight_bytes: u64,
+    /// The transformer.
+    pub dit: Box<dyn Dit>,
+}
+
+/// Who denoises.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    /// The ranks.
+    pub mesh: &'a Mesh,
+    /// The device that all of them share.
+    pub device: &'a Device,
+    /// As many as the mesh has pipeline stages.
+    pub stages: &'a [Stage],
+    /// See [`Team`].
+    pub n_patches: usize,
+    /// See [`Team`].
+    pub warmup_steps: usize,
+}
+
+/// What came of it.
+pub struct Denoised {
+    /// Of each picture.
+    pub latents: Vec<Tensor<3>>,
+    /// Of each rank, the keys and values that it kept from step to step.
+    pub kept_bytes: Vec<u64>,
+}
+
+/// A rank's pictures, if it hands them over, and the bytes that it kept.
+type Share = (Vec<(usize, Tensor<3>)>, u64);
+
 /// One rank's communicators. Whoever drops it leaves the world.
 struct Rank {
     replica: usize,
     world: Box<dyn Communicator>,
     sequence: Box<dyn Communicator>,
     cfg: Box<dyn Communicator>,
+    stages: Box<dyn Communicator>,
     attn: Box<dyn Attention>,
 }
 
@@ -28,18 +66,23 @@ impl Rank {
     fn new(mesh: &Mesh, world: Box<dyn Communicator>) -> Result<Self, CommError> {
         let rank = world.rank();
         let group = |axes: &[Axis]| world.split(mesh.color(rank, axes), rank);
+        let (ulysses, ring) = (group(&[Axis::Ulysses])?, group(&[Axis::Ring])?);
         Ok(Self {
-            attn: xdit_attn::usp(group(&[Axis::Ulysses])?, group(&[Axis::Ring])?),
+            attn: match mesh.config().pipefusion {
+                1 => xdit_attn::usp(ulysses, ring),
+                _ => xdit_attn::pipefusion(ulysses, ring),
+            },
             replica: mesh.coordinate(rank, Axis::Data),
             sequence: group(Axis::SEQUENCE)?,
             cfg: group(&[Axis::Cfg])?,
+            stages: group(&[Axis::Pipefusion])?,
             world,
         })
     }
 
     /// Whether this one hands the replica's pictures over: all ranks have them.
     fn speaks(&self) -> bool {
-        self.sequence.rank() == 0 && self.cfg.rank() == 0
+        self.sequence.rank() == 0 && self.cfg.rank() == 0 && self.stages.rank() == 0
     }
 }
 
@@ -53,21 +96,30 @@ pub type Run<'a> = dyn FnMut(Denoise<'_>) -> Result<(), EngineError> + 'a;
 /// # Errors
 /// Of several ranks' errors the one that is not about another rank, else the first.
 pub fn denoise_all(
-    mesh: &Mesh,
-    device: &Device,
-    dit: &dyn Dit,
+    setup: Setup<'_>,
     sampler: &dyn Sampler,
     n: usize,
     picture: &(dyn Fn(usize, &mut Run<'_>) -> Result<(), EngineError> + Sync),
     observer: &mut dyn Observer,
-) -> Result<Vec<Tensor<3>>, EngineError> {
+) -> Result<Denoised, EngineError> {
+    let Setup { mesh, device, stages, n_patches, warmup_steps } = setup;
     let run = |world: Box<dyn Communicator>, observer: &mut dyn Observer| {
         let mut rank = Rank::new(mesh, world)?;
         let mut mine = Vec::new();
         for i in mesh.share(rank.replica, n) {
             let done = picture(i, &mut |request| {
-                let team = Team { sequence: &*rank.sequence, cfg: &*rank.cfg, attn: &mut *rank.attn };
-                let latents = engine::denoise(dit, team, sampler, request, observer)?;
+                let Stage { blocks, dit, .. } = &stages[rank.stages.rank()];
+                let team = Team {
+                    sequence: &*rank.sequence,
+                    ulysses: mesh.config().ulysses,
+                    cfg: &*rank.cfg,
+                    stages: &*rank.stages,
+                    blocks: blocks.clone(),
+                    n_patches,
+                    warmup_steps,
+                    attn: &mut *rank.attn,
+                };
+                let latents = engine::denoise(dit.as_ref(), team, sampler, request, observer)?;
                 mine.push((i, latents));
                 Ok(())
             });
@@ -77,12 +129,13 @@ pub fn denoise_all(
                 return Err(error);
             }
         }
-        Ok(if rank.speaks() { mine } else { Vec::new() })
+        let kept = rank.attn.kept_bytes();
+        Ok(if rank.speaks() { (mine, kept) } else { (Vec::new(), kept) })
     };
 
     let mut ranks = World::new(vec![device.clone(); mesh.world_size()]).communicators().into_iter();
     let first = ranks.next().expect("a mesh has a rank");
-    let results: Vec<Result<Vec<(usize, Tensor<3>)>, EngineError>> = thread::scope(|scope| {
+    let results: Vec<Result<Share, EngineError>> = thread::scope(|scope| {
         let run = &run;
         let threads: Vec<_> = ranks.map(|world| scope.spawn(move || run(world, &mut ()))).collect();
         let first = run(first, observer);
@@ -92,10 +145,13 @@ pub fn denoise_all(
     });
 
     let mut latents: Vec<Option<Tensor<3>>> = vec![None; n];
-    let mut failed: Option<EngineError> = None;
+    let (mut kept_bytes, mut failed) = (Vec::new(), None::<EngineError>);
     for result in results {
         match result {
-            Ok(pictures) => pictures.into_iter().for_each(|(i, x)| latents[i] = Some(x)),
+            Ok((pictures, kept)) => {
+                pictures.into_iter().for_each(|(i, x)| latents[i] = Some(x));
+                kept_bytes.push(kept);
+            }
             Err(error) => {
                 let told = matches!(error, EngineError::Comm(_));
                 if failed.is_none() || (!told && matches!(failed, Some(EngineError::Comm(_)))) {
@@ -106,6 +162,9 @@ pub fn denoise_all(
     }
     match failed {
         Some(error) => Err(error),
-        None => Ok(latents.into_iter().map(|x| x.expect("every picture belongs to a replica")).collect()),
+        None => {
+            let latents = latents.into_iter().map(|x| x.expect("every picture belongs to a replica")).collect();
+            Ok(Denoised { latents, kept_bytes })
+        }
     }
 }

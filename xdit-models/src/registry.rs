@@ -1,5 +1,7 @@
 //! The pipelines that are built, keyed by `_class_name` of `model_index.json`.
 
+use std::ops::Range;
+
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
@@ -90,11 +92,24 @@ pub trait Architecture: Sync {
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError>;
 
-    /// Reads the transformer.
+    /// Reads these blocks of the transformer and what stands around them; also says how many bytes that were.
     ///
     /// # Errors
     /// Files that cannot be read; a cancelled request.
-    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError>;
+    fn dit(
+        &self,
+        components: &Components,
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError>;
+
+    /// What each block costs beside the others, per image token.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn costs(&self, components: &Components) -> Result<Vec<f64>, PipelineError> {
+        Ok(vec![1.0; self.spec(components)?.n_blocks])
+    }
 
     /// The sampler for this many steps and image tokens: the one that `scheduler_config.json` names.
     ///

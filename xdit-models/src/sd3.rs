@@ -4,17 +4,19 @@
 //! `src/diffusers/models/attention.py`. Text and image meet in one joint attention per block; some blocks of 3.5-medium
 //! attend over the image once more; the last block only reads the text.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TokenGrid};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::error::{ModelError, positive};
 use crate::parts::{
-    ADDED, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed, load_proj_out,
-    modulation, project_heads, spec,
+    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed,
+    load_proj_out, modulation, project_heads, spec,
 };
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
@@ -123,17 +125,17 @@ pub struct Sd3 {
     timestep_embedder: Mlp,
     text_embedder: Mlp,
     context_embedder: Linear,
-    transformer_blocks: Vec<Block>,
+    transformer_blocks: Blocks<Block>,
     norm_out: Linear,
     proj_out: Linear,
 }
 
 impl Sd3 {
-    /// Reads the weights of all blocks.
+    /// Reads the weights of these blocks and of what stands around them.
     ///
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
-    pub fn load(loader: &Loader<'_>, config: &Sd3Config) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_>, config: &Sd3Config, blocks: Range<usize>) -> Result<Self, ModelError> {
         let heads = config.check()?;
         let (d, side, patch) = (config.d_model(), config.pos_embed_max_size, config.patch_size);
         let (channels, time_text) = (config.in_channels, loader.pp("time_text_embed"));
@@ -146,7 +148,7 @@ impl Sd3 {
             timestep_embedder: Mlp::load_time(&time_text.pp("timestep_embedder"), d)?,
             text_embedder: Mlp::load(&time_text.pp("text_embedder"), text, Activation::Silu)?,
             context_embedder: Linear::load(&loader.pp("context_embedder"), config.joint_attention_dim, d)?,
-            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_, _>>()?,
+            transformer_blocks: Blocks::load(&blocks, 0..config.num_layers, block)?,
             norm_out: Linear::load(&loader.pp("norm_out.linear"), d, 2 * d)?,
             proj_out: load_proj_out(&loader.pp("proj_out"), d, patch, channels, channels)?,
             config: config.clone(),
@@ -171,20 +173,25 @@ impl Dit for Sd3 {
         Places { img_embedding, ..Places::default() }
     }
 
-    fn embed(&self, inputs: Inputs<'_>) -> (Streams, Cond) {
-        let Inputs { latents, places, timestep, text, .. } = inputs;
-        let cast = |x| ops::to_dtype(x, self.dtype);
-        let table = places.img_embedding.clone().expect("SD3 places its tokens");
-        let img = self.pos_embed_proj.forward(cast(latents)) + table.unsqueeze();
-        let txt = self.context_embedder.forward(cast(text.txt.states.clone()));
+    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+        let Inputs { places, timestep, text, .. } = inputs;
         let pooled = text.pooled.clone().expect("SD3 takes CLIP's pooled vectors");
         let temb = self.timestep_embedder.of_numbers(&[timestep])
             + self.text_embedder.forward(ops::to_dtype(pooled, self.dtype));
-        (Streams::new(txt, img), Cond { temb, modulation: None, txt_bias: None, places: places.clone() })
+        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+    }
+
+    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+        self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype))
+    }
+
+    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3> {
+        let table = places.img_embedding.clone().expect("SD3 places its tokens");
+        self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype)) + table.unsqueeze()
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        self.transformer_blocks[i].forward(ctx, i, x, cond)
+        self.transformer_blocks.get(i).forward(ctx, i, x, cond)
     }
 
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
@@ -248,18 +255,22 @@ impl Block {
         // read before the joint attention changes the stream
         let dual = self.attn2.as_ref().map(|(qkv, out)| (qkv.forward(normed(&x.img, &img[6], &img[7]), None), out));
 
-        let Some((to_add_out, ff_context)) = &self.txt_after else {
-            let txt_qkv = self.txt.forward(continuous_norm(&self.norm1_context, x.txt.clone(), &cond.temb), None);
+        let (Some(x_txt), Some((to_add_out, ff_context))) = (&x.txt, &self.txt_after) else {
+            let norm = |txt| continuous_norm(&self.norm1_context, txt, &cond.temb);
+            let txt_qkv = x.txt.clone().map(|txt| self.txt.forward(norm(txt), None));
             let (_, attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
             return Ok(Streams::new(x.txt, self.img_after(ctx, site, x.img, attn, dual, &img)?));
         };
         let txt = modulation::<6>(&self.norm1_context, &cond.temb);
-        let txt_qkv = self.txt.forward(normed(&x.txt, &txt[0], &txt[1]), None);
-        let (txt_attn, img_attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
+        let txt_qkv = self.txt.forward(normed(x_txt, &txt[0], &txt[1]), None);
+        let (txt_attn, img_attn) = ctx.attn.joint(site, Some(txt_qkv), img_qkv)?;
         let new_img = self.img_after(ctx, site, x.img, img_attn, dual, &img)?;
-        let y = gated_residual(x.txt, txt[2].clone(), project_heads(to_add_out, txt_attn));
-        let ff = ff_context.forward(normed(&y, &txt[3], &txt[4]));
-        Ok(Streams::new(gated_residual(y, txt[5].clone(), ff), new_img))
+        let new_txt = txt_attn.map(|attn| {
+            let y = gated_residual(x_txt.clone(), txt[2].clone(), project_heads(to_add_out, attn));
+            let ff = ff_context.forward(normed(&y, &txt[3], &txt[4]));
+            gated_residual(y, txt[5].clone(), ff)
+        });
+        Ok(Streams::new(new_txt, new_img))
     }
 
     /// What follows the joint attention in the image's stream.

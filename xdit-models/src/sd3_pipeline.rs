@@ -2,6 +2,7 @@
 //!
 //! Mirrors `src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
 
+use std::ops::Range;
 use std::slice::from_ref;
 
 use burn::tensor::{DType, Tensor};
@@ -91,9 +92,14 @@ impl Architecture for Sd3Pipeline {
         Ok(clip_1.into_iter().zip(clip_2).zip(t5).map(join).collect())
     }
 
-    fn dit(&self, components: &Components, observer: &mut dyn Observer) -> Result<Box<dyn Dit>, PipelineError> {
+    fn dit(
+        &self,
+        components: &Components,
+        blocks: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: Sd3Config = components.config("transformer")?;
-        Ok(Box::new(components.load("transformer", &[], observer, |loader| Sd3::load(loader, &config))?))
+        components.load_blocks(&[], blocks, observer, |l, b| Sd3::load(l, &config, b))
     }
 }
 

@@ -1,10 +1,12 @@
 //! The transformers against diffusers, block by block.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::de::DeserializeOwned;
 use xdit_attn::Local;
 use xdit_core::checkpoint::Loader;
-use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
+use xdit_core::dit::{Ctx, Dit, Inputs, Streams, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::engine::forward;
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_models::error::ModelError;
@@ -20,12 +22,15 @@ const TOLERANCE: f64 = 1e-5;
 /// Ten pixels of 8 a token: 80 x 48 pixels.
 const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
 
-fn load<C: DeserializeOwned, D>(name: &str, build: impl FnOnce(&Loader<'_>, &C) -> Result<D, ModelError>) -> D {
+fn load<C: DeserializeOwned, D>(
+    name: &str,
+    build: impl FnOnce(&Loader<'_>, &C, Range<usize>) -> Result<D, ModelError>,
+) -> D {
     let folder = PipelineFolder::open(Source::Dir(golden::dir().join(name))).expect("a pipeline folder");
     let weights = folder.weights("transformer", None).expect("weights");
     let loader = Loader::new(&weights, &Device::flex(), FloatDType::F32);
     let config = folder.config("transformer", "config.json").expect("a configuration");
-    let dit = build(&loader, &config).expect("a model");
+    let dit = build(&loader, &config, 0..usize::MAX).expect("a model");
     assert_eq!(loader.finish(&[]).expect("no tensor missing").unused, Vec::<String>::new());
     dit
 }
@@ -94,22 +99,25 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
         close("pos", table.clone().unsqueeze(), parts.get("pos"));
     }
     let latents = || parts.tokens("hidden_states");
-    let inputs = || Inputs { latents: latents(), places: &places, timestep, text: &text, guidance, size: [80, 48] };
-    let (mut x, cond) = dit.embed(inputs());
+    let inputs = Inputs { places: &places, timestep, text: &text, guidance, size: [80, 48] };
+    let cond = dit.condition(inputs);
+    let (txt, img) = (dit.embed_txt(&text), dit.embed_img(latents(), &places));
     // one time for the whole batch: where nothing else enters, upstream repeats its row
     let want: Tensor<2> = parts.get(temb);
     close("temb", cond.temb.clone().expand(want.dims()).unsqueeze(), want.unsqueeze());
-    close("txt", x.txt.clone(), parts.get("txt"));
-    close("img", x.img.clone(), parts.get("img"));
+    close("txt", txt.clone(), parts.get("txt"));
+    close("img", img.clone(), parts.get("img"));
+    let mut x = Streams::new(Some(txt), img);
     for i in 0..dit.spec().n_blocks {
         x = dit.block(&mut Ctx { attn: &mut Local }, i, x, &cond).expect("one device cannot fail");
         // models with two streams return both
         let (txt, img) = (format!("block.{i}.0"), format!("block.{i}.1"));
         if parts.has(&txt) {
-            close(&txt, x.txt.clone(), parts.get(&txt));
+            close(&txt, x.txt.clone().expect("the text"), parts.get(&txt));
         }
         let img = if parts.has(&img) { img } else { format!("block.{i}") };
         close(&img, x.img.clone(), parts.get(&img));
+        assert_eq!(x.skips.len(), dit.skips_before(i + 1), "skips after block {i}");
     }
     assert!(x.skips.is_empty(), "every skip is taken up");
     // of a prediction with variances the pipelines keep the first half
@@ -131,8 +139,8 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
         txt_2: text.txt_2.clone().map(one),
         pooled: text.pooled.clone().map(|x| x.narrow(0, 1, 1)),
     };
-    let inputs = Inputs { latents: latents().narrow(0, 1, 1), text: &text, ..inputs() };
-    let got = forward(dit, &mut Ctx { attn: &mut Local }, inputs, &[]).expect("one device");
+    let (latents, inputs) = (latents().narrow(0, 1, 1), Inputs { text: &text, ..inputs });
+    let got = forward(dit, &mut Ctx { attn: &mut Local }, latents, inputs, &[]).expect("one device");
     close("one of the batch", got, want.narrow(0, 1, 1));
 }
 
@@ -176,8 +184,8 @@ fn sd3_without_a_block() {
         let text = parts.text();
         let places = dit.place(GRID, 9);
         let latents = parts.tokens("hidden_states");
-        let inputs = Inputs { latents, places: &places, timestep: 700.0, text: &text, guidance: None, size: [80, 48] };
-        let got = forward(&dit, &mut Ctx { attn: &mut Local }, inputs, &[1]).expect("one device");
+        let inputs = Inputs { places: &places, timestep: 700.0, text: &text, guidance: None, size: [80, 48] };
+        let got = forward(&dit, &mut Ctx { attn: &mut Local }, latents, inputs, &[1]).expect("one device");
         assert_rel_l2(got, parts.tokens("out_without_block_1"), TOLERANCE);
     }
 }

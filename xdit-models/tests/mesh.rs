@@ -147,6 +147,6 @@ fn a_mesh_that_does_not_fit_is_refused() {
     assert!(says("sd3", ParallelConfig { cfg: 2, ..ONE }, &unguided).starts_with("cfg degree 2 needs"));
     assert_eq!(
         says("pixart-alpha", ParallelConfig { ring: 16, ..ONE }, &request(1)),
-        "ulysses degree 1 times ring degree 16 is more than the 15 image tokens"
+        "ulysses degree 1 times ring degree 16 is more than the 15 tokens of the image"
     );
 }

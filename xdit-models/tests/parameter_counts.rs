@@ -1,6 +1,7 @@
 //! The published configurations in full size, without weights: as many parameters as upstream counts.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
@@ -29,8 +30,10 @@ struct Published {
     parts: BTreeMap<String, u64>,
 }
 
+const ALL: Range<usize> = 0..usize::MAX;
+
 /// Nothing is read: a tensor that is missing takes no memory.
-fn count<C: DeserializeOwned, M>(config: &Value, build: fn(&Loader<'_>, &C) -> Result<M, ModelError>) -> u64 {
+fn count<C: DeserializeOwned, M>(config: &Value, build: impl FnOnce(&Loader<'_>, &C) -> Result<M, ModelError>) -> u64 {
     let weights = Weights::from_static("model", &[]).expect("no files");
     let loader = Loader::new(&weights, &Device::flex(), FloatDType::BF16);
     build(&loader, &C::deserialize(config).expect("a configuration")).expect("a model");
@@ -49,10 +52,10 @@ fn as_upstream_counts() {
         let buffers: u64 = model.buffers.values().sum();
         let part = |key: &str| model.parts.get(key).copied().unwrap_or(0);
         let (got, want) = match model.class.as_str() {
-            "FluxTransformer2DModel" => (count(&model.config, Flux::load), model.parameters),
-            "SD3Transformer2DModel" => (count(&model.config, Sd3::load), model.parameters + buffers),
-            "PixArtTransformer2DModel" => (count(&model.config, PixArt::load), model.parameters),
-            "HunyuanDiT2DModel" => (count(&model.config, HunyuanDit::load), model.parameters),
+            "FluxTransformer2DModel" => (count(&model.config, |l, c| Flux::load(l, c, ALL)), model.parameters),
+            "SD3Transformer2DModel" => (count(&model.config, |l, c| Sd3::load(l, c, ALL)), model.parameters + buffers),
+            "PixArtTransformer2DModel" => (count(&model.config, |l, c| PixArt::load(l, c, ALL)), model.parameters),
+            "HunyuanDiT2DModel" => (count(&model.config, |l, c| HunyuanDit::load(l, c, ALL)), model.parameters),
             "CLIPTextModel" => (count(&model.config, ClipText::load), model.parameters),
             "CLIPTextModelWithProjection" => (count(&model.config, ClipText::load_with_projection), model.parameters),
             "T5EncoderModel" => (count(&model.config, T5Encoder::load), model.parameters),

@@ -1,0 +1,160 @@
+//! PipeFusion's approximation on one device, as plainly as it can be said: patch `p` of step `t` sees the keys and values
+//! of patches up to `p` of this step, and of the others those of step `t - 1`.
+//!
+//! Nothing here knows of stages, ranks, messages or buffers.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use xdit_core::comm::CommError;
+use xdit_core::dit::{
+    Attention, Cond, Ctx, Dit, Inputs, JointOut, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid,
+};
+use xdit_core::ops;
+use xdit_core::sampler::{History, Rows, Sampler};
+
+/// What to denoise, and how.
+pub struct Displaced<'a> {
+    /// `[1, img_tokens, channels]`
+    pub noise: Tensor<3>,
+    /// More of it, for samplers that add some.
+    pub more_noise: &'a mut dyn FnMut() -> Tensor<3>,
+    /// The picture in tokens.
+    pub grid: TokenGrid,
+    /// The prompt; with a negative one and the scale of guidance, where there is some.
+    pub text: &'a TextEmbeddings,
+    /// See above.
+    pub negative: Option<(&'a TextEmbeddings, f32)>,
+    /// For distilled models.
+    pub guidance: Option<f32>,
+    /// The picture's sides in pixels.
+    pub size: [usize; 2],
+    /// Rows of tokens of each patch.
+    pub patch_rows: &'a [usize],
+    /// Steps on the whole picture.
+    pub warmup_steps: usize,
+}
+
+/// Keys and values of every patch of an attention call, each by itself.
+#[derive(Default)]
+struct Memory {
+    txt: HashMap<Site, [Tensor<4>; 2]>,
+    patches: HashMap<(Site, usize), [Tensor<4>; 2]>,
+}
+
+/// Attention over what is remembered.
+struct Remembering<'a> {
+    memory: &'a mut Memory,
+    /// The tokens of each patch.
+    patches: &'a [Range<usize>],
+    /// The patch at hand; all of them where absent.
+    patch: Option<usize>,
+}
+
+impl Remembering<'_> {
+    fn attend(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> JointOut {
+        for (i, tokens) in self.patches.iter().enumerate() {
+            let cut = |x: &Tensor<4>| match self.patch {
+                None => x.clone().narrow(2, tokens.start, tokens.len()),
+                Some(_) => x.clone(),
+            };
+            if self.patch.is_none_or(|patch| patch == i) {
+                self.memory.patches.insert((site, i), [cut(&img.k), cut(&img.v)]);
+            }
+        }
+        if let Some(txt) = &txt {
+            self.memory.txt.insert(site, [txt.k.clone(), txt.v.clone()]);
+        }
+        let all = |which: usize| {
+            let txt = self.memory.txt.get(&site);
+            let patches = (0..self.patches.len()).filter_map(|i| self.memory.patches.get(&(site, i)));
+            ops::cat_tokens(txt.into_iter().chain(patches).map(|kv| kv[which].clone()).collect())
+        };
+        let n_txt = txt.as_ref().map_or(0, |txt| txt.q.dims()[2]);
+        let q = ops::cat_tokens(txt.iter().map(|txt| txt.q.clone()).chain([img.q.clone()]).collect());
+        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let out = ops::attention(q, all(0), all(1), None, scale).out;
+        (txt.map(|_| out.clone().narrow(2, 0, n_txt)), out.narrow(2, n_txt, img.q.dims()[2]))
+    }
+}
+
+impl Attention for Remembering<'_> {
+    fn begin(&mut self, _pass: &Pass) {
+        unreachable!("the engine is not at work here")
+    }
+
+    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
+        Ok(self.attend(site, txt, img))
+    }
+
+    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
+        Ok(self.attend(site, None, img).1)
+    }
+}
+
+/// The final latents.
+///
+/// # Panics
+/// Never, with a model whose blocks do not fail.
+pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -> Tensor<3> {
+    let Displaced { noise, more_noise, grid, text, negative, guidance, size, patch_rows, warmup_steps } = request;
+    let mut at = 0;
+    let patches: Vec<Range<usize>> = patch_rows
+        .iter()
+        .map(|rows| {
+            let patch = at..at + rows * grid.cols;
+            at = patch.end;
+            patch
+        })
+        .collect();
+    let mut latents = noise * sampler.initial_scale();
+    let mut histories = vec![History::default(); patches.len()];
+    let prompts: Vec<&TextEmbeddings> = [text].into_iter().chain(negative.map(|(text, _)| text)).collect();
+    let mut memories: Vec<Memory> = prompts.iter().map(|_| Memory::default()).collect();
+    for (step, timestep) in sampler.timesteps().iter().copied().enumerate() {
+        let noise = sampler.needs_noise(step).then(&mut *more_noise);
+        let works: Vec<Option<usize>> = match step < warmup_steps {
+            true => vec![None],
+            false => (0..patches.len()).map(Some).collect(),
+        };
+        for patch in works {
+            let tokens = patch.map_or(0..grid.n_tokens(), |patch| patches[patch].clone());
+            let cut = |x: &Tensor<3>| x.clone().narrow(1, tokens.start, tokens.len());
+            let mut predictions = Vec::new();
+            for (text, memory) in prompts.iter().zip(&mut memories) {
+                let n_txt = text.txt.n_tokens();
+                let places = dit.place(grid, n_txt).band(0..n_txt, tokens.clone());
+                let cond: Cond = dit.condition(Inputs { places: &places, timestep, text, guidance, size });
+                // text that blocks change goes through them once a step
+                let with_txt = !dit.spec().joint || patch.is_none_or(|patch| patch == 0);
+                let img = dit.embed_img(cut(&sampler.model_input(step, latents.clone())), &places);
+                let mut x = Streams::new(with_txt.then(|| dit.embed_txt(text)), img);
+                let mut attn = Remembering { memory, patches: &patches, patch };
+                for block in 0..dit.spec().n_blocks {
+                    x = dit.block(&mut Ctx { attn: &mut attn }, block, x, &cond).expect("one device cannot fail");
+                }
+                predictions.push(dit.head(x, &cond));
+            }
+            let prediction = match negative {
+                None => predictions.remove(0),
+                Some((_, scale)) => {
+                    let (with, without) = (predictions.remove(0), predictions.remove(0));
+                    without.clone() + (with - without) * scale
+                }
+            };
+            for (i, patch_tokens) in patches.iter().enumerate() {
+                if patch.is_none_or(|patch| patch == i) {
+                    let rows = |x: &Tensor<3>| x.clone().narrow(1, patch_tokens.start, patch_tokens.len());
+                    let prediction =
+                        prediction.clone().narrow(1, patch_tokens.start - tokens.start, patch_tokens.len());
+                    let input = Rows { latents: rows(&latents), prediction, noise: noise.as_ref().map(rows) };
+                    let new = sampler.step(step, input, &mut histories[i]);
+                    let [b, _, c] = latents.dims();
+                    latents = latents.slice_assign([0..b, patch_tokens.clone(), 0..c], new);
+                }
+            }
+        }
+    }
+    latents
+}
