@@ -5,11 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use xdit_attn::usp;
+use xdit_attn::{pipefusion, usp};
 use xdit_comm::local::World;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{
-    Attention, Cond, Ctx, Dit, DitSpec, Inputs, JointOut, Places, Qkv, Site, Streams, TextEmbeddings, TextStates,
+    Attention, Cond, Ctx, Dit, DitSpec, Inputs, JointOut, Pass, Places, Qkv, Site, Streams, TextEmbeddings, TextStates,
     TokenGrid,
 };
 use xdit_core::engine::{Cfg, Denoise, Team, denoise};
@@ -17,7 +17,9 @@ use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_testing::mesh::on_world;
 
 const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
-const N_BLOCKS: usize = 3;
+const N_BLOCKS: usize = 2;
+/// The picture of five rows as three and two.
+const N_PATCHES: usize = 2;
 /// Short, as faults that are silent wait for it.
 const DEADLINE: Duration = Duration::from_millis(40);
 
@@ -84,6 +86,10 @@ struct Faulty {
 }
 
 impl Attention for Faulty {
+    fn begin(&mut self, pass: &Pass) {
+        self.inner.begin(pass);
+    }
+
     fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
         self.calls += 1;
         if self.calls - 1 != self.at {
@@ -114,18 +120,21 @@ impl Attention for Faulty {
 }
 
 /// What every rank says: `Ok` after a whole loop, the error, or "panicked".
-fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize) -> Vec<Result<(), String>> {
+fn run([cfg, stages, ring, ulysses]: [usize; 4], faulty: usize, fault: Fault, at: usize) -> Vec<Result<(), String>> {
     let sequence = ring * ulysses;
     // a busy machine is no fault
     let deadline = if fault == Fault::None { Duration::from_secs(60) } else { DEADLINE };
-    let world = World::new(vec![Device::flex(); cfg * sequence]).deadline(deadline);
+    let replica = stages * sequence;
+    let world = World::new(vec![Device::flex(); cfg * replica]).deadline(deadline);
     let outcomes = on_world(world, |world: Box<dyn Communicator>| -> Result<(), String> {
         let rank = world.rank();
         let group = |color: usize| world.split(color, rank).map_err(|e| e.to_string());
         let (u, r) = (group(rank / ulysses)?, group(rank % ulysses + rank / sequence * ulysses)?);
-        let (tokens, branches, alone) = (group(rank / sequence)?, group(rank % sequence)?, group(rank)?);
+        let (tokens, branches) = (group(rank / sequence)?, group(rank % replica)?);
+        let pipeline = group(rank % sequence + rank / replica * sequence)?;
         let fault = if rank == faulty { fault } else { Fault::None };
-        let mut attn = Faulty { inner: usp(u, r), fault, at, calls: 0 };
+        let inner = if stages == 1 { usp(u, r) } else { pipefusion(u, r) };
+        let mut attn = Faulty { inner, fault, at, calls: 0 };
         let device = Device::flex();
         let text = |value: f32| TextEmbeddings {
             txt: TextStates::all(Tensor::full([1, 9, 16], value, &device)),
@@ -143,7 +152,18 @@ fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize)
             guidance: None,
             cfg: Some(Cfg { negative: &text(0.2), scale: 2.0, rescale: 0.0, skip_layers: None }),
         };
-        let team = Team { sequence: &*tokens, ulysses, cfg: &*branches, ..Team::alone(&Bare, &*alone, &mut attn) };
+        let n_blocks = N_BLOCKS / stages;
+        let first = pipeline.rank() * n_blocks;
+        let team = Team {
+            sequence: &*tokens,
+            ulysses,
+            cfg: &*branches,
+            stages: &*pipeline,
+            blocks: first..first + n_blocks,
+            n_patches: N_PATCHES,
+            warmup_steps: 1,
+            attn: &mut attn,
+        };
         denoise(&Bare, team, &sampler, request, &mut ()).map(|_| ()).map_err(|e| e.to_string())
     });
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|_| Err("panicked".into()))).collect()
@@ -153,7 +173,20 @@ fn run([cfg, ring, ulysses]: [usize; 3], faulty: usize, fault: Fault, at: usize)
 fn a_rank_that_fails_ends_the_request_on_every_rank() {
     // a thousand panics that are meant would fill the screen
     panic::set_hook(Box::new(|_| {}));
-    let meshes = [[1, 1, 2], [1, 2, 1], [2, 1, 1], [1, 2, 2], [2, 1, 2], [2, 2, 1], [1, 1, 4], [1, 4, 1]];
+    let meshes = [
+        [1, 1, 1, 2],
+        [1, 1, 2, 1],
+        [2, 1, 1, 1],
+        [1, 1, 2, 2],
+        [2, 1, 1, 2],
+        [2, 1, 2, 1],
+        [1, 1, 1, 4],
+        [1, 1, 4, 1],
+        [1, 2, 1, 1],
+        [1, 2, 1, 2],
+        [1, 2, 2, 1],
+        [2, 2, 1, 1],
+    ];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut dice = |n: usize| {
         state ^= state << 13;
@@ -169,14 +202,19 @@ fn a_rank_that_fails_ends_the_request_on_every_rank() {
             0 => Fault::Silent,
             n => [Fault::Panic, Fault::Leave, Fault::Shape, Fault::Skip][n % 4],
         };
-        let (faulty, at) = (dice(size), dice(if mesh[0] == 2 { 2 } else { 4 } * N_BLOCKS));
+        // two steps; a pipeline's second goes patch by patch
+        let n_passes = if mesh[1] == 1 { 2 } else { 1 + N_PATCHES };
+        let n_calls = N_BLOCKS / mesh[1] * n_passes * (2 / mesh[0]);
+        let (faulty, at) = (dice(size), dice(n_calls));
         let start = Instant::now();
         let said = run(mesh, faulty, fault, at);
         let took = start.elapsed();
-        let what = format!("run {i}: {fault:?} in call {at} of rank {faulty} of cfg, ring, ulysses {mesh:?}: {said:?}");
+        let what = format!(
+            "run {i}: {fault:?} in call {at} of rank {faulty} of cfg, stages, ring, ulysses {mesh:?}: {said:?}"
+        );
         assert!(took < Duration::from_secs(2), "{what} took {took:?}");
         // a skipped exchange among ranks that have none, and fewer heads where nobody shares them, are no fault
-        let alone = mesh[1] * mesh[2] == 1;
+        let alone = mesh[2] * mesh[3] == 1;
         if alone && fault == Fault::Skip {
             continue;
         }
@@ -192,7 +230,7 @@ fn a_rank_that_fails_ends_the_request_on_every_rank() {
 
 #[test]
 fn without_a_fault_there_is_no_error() {
-    for mesh in [[1, 1, 1], [1, 1, 2], [2, 2, 2]] {
+    for mesh in [[1, 1, 1, 1], [1, 1, 1, 2], [2, 1, 2, 2], [1, 2, 1, 1], [2, 2, 2, 1]] {
         assert!(run(mesh, 0, Fault::None, 0).iter().all(Result::is_ok));
     }
 }
