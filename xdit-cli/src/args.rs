@@ -26,6 +26,8 @@ pub enum Command {
     Models,
     /// Show what a pipeline folder holds, from the headers of its files alone.
     Inspect(Inspect),
+    /// Show what each rank would hold in memory, without reading a weight.
+    Plan(Box<Plan>),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -161,6 +163,45 @@ impl Parallel {
             split: self.attn_layer_num_for_pp.clone(),
         }
     }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Plan {
+    /// A diffusers pipeline folder [default: the built-in model]
+    #[arg(long, short)]
+    pub model: Option<PathBuf>,
+    /// Variant of the checkpoint files, such as fp16
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// In pixels [default: the model's]
+    #[arg(long)]
+    pub height: Option<usize>,
+    /// In pixels [default: the model's]
+    #[arg(long)]
+    pub width: Option<usize>,
+    /// [default: the model's]
+    #[arg(long, visible_alias = "steps", value_name = "STEPS")]
+    pub num_inference_steps: Option<usize>,
+    /// [default: the model's]
+    #[arg(long)]
+    pub guidance_scale: Option<f32>,
+    /// With a negative prompt, for models that take guidance as an input [default: none]
+    #[arg(long)]
+    pub true_cfg_scale: Option<f32>,
+    /// Tokens of the T5 encoder [default: the model's]
+    #[arg(long)]
+    pub max_sequence_length: Option<usize>,
+    /// cpu, cuda:N or wgpu; it need not be there
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Precision of weights and activations [default: f32 on cpu and wgpu, bf16 on cuda]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub parallel: Parallel,
+    /// One JSON record instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

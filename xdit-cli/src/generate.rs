@@ -3,11 +3,12 @@
 use anyhow::Result;
 use serde_json::json;
 use xdit_core::engine::SkipLayers;
-use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, RankMemory, Request};
+use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
 
 use crate::args::{self, Generate};
 use crate::launch;
 use crate::output::Target;
+use crate::plan;
 use crate::progress::Progress;
 
 pub fn run(args: &Generate) -> Result<()> {
@@ -72,16 +73,7 @@ pub fn run(args: &Generate) -> Result<()> {
         }));
     }
     if args.json {
-        let rank = |(rank, memory): (usize, &RankMemory)| {
-            json!({
-                "rank": rank,
-                "stage": memory.stage,
-                "blocks": [memory.blocks.start, memory.blocks.end],
-                "weight_bytes": memory.weight_bytes,
-                "kept_bytes": memory.kept_bytes,
-            })
-        };
-        let memory: Vec<_> = pipeline.ranks().iter().enumerate().map(rank).collect();
+        let memory: Vec<_> = pipeline.ranks().iter().enumerate().map(plan::record).collect();
         let record = json!({
             "model": model,
             "files": files,

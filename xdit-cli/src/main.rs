@@ -10,6 +10,7 @@ mod inspect;
 mod launch;
 mod models;
 mod output;
+mod plan;
 mod progress;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Models => models::run(),
         Command::Inspect(args) => inspect::run(args),
+        Command::Plan(args) => plan::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -88,7 +88,8 @@ pub struct SkipLayers {
 }
 
 impl SkipLayers {
-    fn at(&self, step: usize, n_steps: usize) -> bool {
+    /// Whether it takes place at this step.
+    pub fn at(&self, step: usize, n_steps: usize) -> bool {
         let (step, n) = (step as f64, n_steps as f64);
         step > n * self.start && step < n * self.stop
     }

@@ -40,8 +40,8 @@ impl Architecture for FluxPipeline {
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
-        let vae: AutoencoderKlConfig = components.config("vae")?;
-        Ok(Geometry { vae_scale: vae.scale(), patch: 2, channels: vae.latent_channels, max_tokens: None, packed: true })
+        let channels = components.config::<AutoencoderKlConfig>("vae")?.latent_channels;
+        Ok(Geometry { vae_scale: components.vae_scale()?, patch: 2, channels, max_tokens: None, packed: true })
     }
 
     fn guidance(&self) -> Guidance {
@@ -84,6 +84,13 @@ impl Architecture for FluxPipeline {
         let txt = components.encode_t5("text_encoder_2", &t5_ids, false, observer)?;
         let joined = txt.into_iter().zip(pooled);
         Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
+    }
+
+    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
+        let config: FluxConfig = components.config("transformer")?;
+        let double = (0..config.num_layers).map(|i| format!("transformer_blocks.{i}."));
+        let single = (0..config.num_single_layers).map(|i| format!("single_transformer_blocks.{i}."));
+        Ok(double.chain(single).collect())
     }
 
     fn dit(

@@ -81,6 +81,17 @@ impl Architecture for HunyuanDitPipeline {
         Ok(txt.into_iter().zip(txt_2).map(join).collect())
     }
 
+    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
+        Ok((0..self.spec(components)?.n_blocks).map(|i| format!("blocks.{i}.")).collect())
+    }
+
+    /// In units of an ordinary block, of six projections of attention and eight of the feed-forward: a block of the second
+    /// half joins what it takes up by another two.
+    fn costs(&self, components: &Components) -> Result<Vec<f64>, PipelineError> {
+        let n = self.spec(components)?.n_blocks;
+        Ok((0..n).map(|i| if i > n / 2 { 16.0 / 14.0 } else { 1.0 }).collect())
+    }
+
     fn dit(
         &self,
         components: &Components,

@@ -1,5 +1,7 @@
 //! From a request to pictures: the order of things, the same for every architecture.
 
+mod plan;
+
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -25,6 +27,7 @@ use crate::registry::{self, Architecture, Guidance};
 use crate::tokenizer::TokenizerError;
 use crate::{builtin, hub};
 
+pub use self::plan::{Plan, RankMemory};
 pub use crate::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
 
 /// Where a pipeline comes from.
@@ -159,20 +162,6 @@ struct Applied {
     scale: f32,
     /// Whether there is any.
     guided: bool,
-}
-
-/// What a rank holds in memory for the blocks of the transformer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RankMemory {
-    /// Its pipeline stage.
-    pub stage: usize,
-    /// Numbers of the blocks.
-    pub blocks: Range<usize>,
-    /// The checkpoint's bytes of the transformer's weights that the stage reads. Ranks of a stage share them where they
-    /// share a device.
-    pub weight_bytes: u64,
-    /// Keys and values that are kept from step to step.
-    pub kept_bytes: u64,
 }
 
 /// An opened pipeline.

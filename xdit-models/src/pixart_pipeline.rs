@@ -92,6 +92,11 @@ impl Architecture for PixArtPipeline {
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
     }
 
+    fn unused(&self) -> &'static [&'static str] {
+        // a table that is computed
+        &["pos_embed.pos_embed"]
+    }
+
     fn dit(
         &self,
         components: &Components,
@@ -99,8 +104,6 @@ impl Architecture for PixArtPipeline {
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: PixArtConfig = components.config("transformer")?;
-        // a table that is computed
-        let unused = &["pos_embed.pos_embed"];
-        components.load_blocks(unused, blocks, observer, |l, b| PixArt::load(l, &config, b))
+        components.load_blocks(self.unused(), blocks, observer, |l, b| PixArt::load(l, &config, b))
     }
 }

@@ -103,6 +103,35 @@ pub trait Architecture: Sync {
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError>;
 
+    /// Parts of names of the transformer's tensors that are not needed.
+    fn unused(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What the names of each block's tensors begin with.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
+        Ok((0..self.spec(components)?.n_blocks).map(|i| format!("transformer_blocks.{i}.")).collect())
+    }
+
+    /// Whether a block has a second attention over the image.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn attends_twice(&self, _components: &Components, _block: usize) -> Result<bool, PipelineError> {
+        Ok(false)
+    }
+
+    /// Tokens of an encoded prompt.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn n_txt_tokens(&self, _components: &Components, max_sequence_length: usize) -> Result<usize, PipelineError> {
+        Ok(max_sequence_length)
+    }
+
     /// What each block costs beside the others, per image token.
     ///
     /// # Errors

@@ -92,6 +92,21 @@ impl Architecture for Sd3Pipeline {
         Ok(clip_1.into_iter().zip(clip_2).zip(t5).map(join).collect())
     }
 
+    fn attends_twice(&self, components: &Components, block: usize) -> Result<bool, PipelineError> {
+        Ok(components.config::<Sd3Config>("transformer")?.dual_attention_layers.contains(&block))
+    }
+
+    fn n_txt_tokens(&self, components: &Components, max_sequence_length: usize) -> Result<usize, PipelineError> {
+        Ok(components.config::<ClipTextConfig>("text_encoder")?.max_position_embeddings + max_sequence_length)
+    }
+
+    /// In units of an ordinary block: attention's four projections again, beside its four and the feed-forward's eight.
+    fn costs(&self, components: &Components) -> Result<Vec<f64>, PipelineError> {
+        let config: Sd3Config = components.config("transformer")?;
+        let cost = |i: usize| if config.dual_attention_layers.contains(&i) { 16.0 / 12.0 } else { 1.0 };
+        Ok((0..config.num_layers).map(cost).collect())
+    }
+
     fn dit(
         &self,
         components: &Components,

@@ -8,15 +8,16 @@ use serde_json::json;
 use xdit_core::checkpoint::Loader;
 use xdit_core::comm::even_sizes;
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates, TokenGrid};
-use xdit_core::engine::{Cfg, Denoise};
+use xdit_core::engine::{Cfg, Denoise, SkipLayers};
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{self, Flow, Sampler};
-use xdit_core::stages::stages;
+use xdit_core::stages::{PipeFusion, stages};
 use xdit_models::error::ModelError;
 use xdit_models::flux::Flux;
 use xdit_models::hunyuan_dit::HunyuanDit;
+use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
 use xdit_models::pixart::PixArt;
 use xdit_models::ranks::{self, Denoised, Run, Setup, Stage};
 use xdit_models::sd3::Sd3;
@@ -334,5 +335,53 @@ fn kept_bytes_are_as_documented() {
         }
         let (_, kept) = on_mesh(&case, &[GRID], ONE, None, patches, true);
         assert_eq!(kept, [0], "one device keeps nothing");
+    }
+}
+
+/// From headers alone: what each stage reads, and what each rank keeps.
+#[test]
+fn a_plan_says_what_ranks_will_hold() {
+    for name in ["flux-dev", "sd3", "sd35", "pixart-alpha", "pixart-256", "hunyuan-v11", "hunyuan-v12"] {
+        for parallel in [
+            ONE,
+            ParallelConfig { pipefusion: 2, ..ONE },
+            ParallelConfig { pipefusion: 2, cfg: 2, ..ONE },
+            ParallelConfig { pipefusion: 3, ulysses: 2, ring: 2, ..ONE },
+        ] {
+            let options = Options {
+                parallel,
+                pipefusion: PipeFusion { n_patches: Some(3), ..PipeFusion::default() },
+                ..Options::on(Device::flex(), FloatDType::F32)
+            };
+            let source = ModelSource::Folder(golden::dir().join(name));
+            let mut pipeline = Pipeline::open(&source, options, &mut ()).expect("a pipeline");
+            let request = Request {
+                negative_prompts: vec!["a blue dog".into()],
+                height: Some(112),
+                width: Some(48),
+                num_inference_steps: Some(3),
+                guidance_scale: Some(3.5),
+                true_cfg_scale: name.starts_with("flux").then_some(2.0),
+                max_sequence_length: Some(19),
+                resolution_binning: false,
+                skip_layers: (name == "sd35").then(|| SkipLayers { blocks: vec![1], scale: 2.0, start: 0.0, stop: 0.9 }),
+                output: OutputType::Latent,
+                ..Request::new("a photo of a red cat")
+            };
+            let plan = match pipeline.plan(&request) {
+                Ok(plan) => plan,
+                // a model of one block
+                Err(error) => {
+                    assert!(name == "pixart-256" && parallel.pipefusion > 1, "{name} {parallel:?}: {error}");
+                    continue;
+                }
+            };
+            assert_eq!(plan.n_patches, if parallel.pipefusion == 1 { 1 } else { 3 });
+            pipeline.generate(&request, &mut ()).expect("pictures");
+            assert_eq!(pipeline.ranks(), plan.memory, "{name} {parallel:?}");
+            let weights = pipeline.folder().weights("transformer", None).expect("weights");
+            let most = plan.memory.iter().map(|rank| rank.weight_bytes).max().expect("a rank");
+            assert!(parallel.pipefusion == 1 || most < weights.n_bytes(), "{name}: {most} bytes are all");
+        }
     }
 }
