@@ -28,6 +28,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Show what each rank would hold in memory, without reading a weight.
     Plan(Box<Plan>),
+    /// Show who does what when in a pipeline of stages (PipeFusion).
+    Schedule(Schedule),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -202,6 +204,31 @@ pub struct Plan {
     /// One JSON record instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Schedule {
+    /// Pipeline stages
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub pipefusion_parallel_degree: usize,
+    /// Patches that the stages work on at once [default: as many as stages]
+    #[arg(long, value_name = "M")]
+    pub num_pipeline_patch: Option<usize>,
+    /// Steps
+    #[arg(long, visible_alias = "steps", default_value_t = 8, value_name = "STEPS")]
+    pub num_inference_steps: usize,
+    /// Steps at the beginning in which the stages work one after the other on the whole picture
+    #[arg(long, default_value_t = 1, value_name = "W")]
+    pub warmup_steps: usize,
+    /// Turns that a message takes; a stage takes one turn for a patch
+    #[arg(long, default_value_t = 0.0, value_name = "TURNS")]
+    pub latency: f64,
+    /// Chrome or Perfetto trace to write
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Picture to write
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

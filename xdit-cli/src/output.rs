@@ -87,16 +87,31 @@ impl Target {
     }
 
     fn temporary(&self) -> Result<NamedTempFile> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".xdit-");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // what any other new file gets; the system takes the user's mask off
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        builder.tempfile_in(&self.folder).with_context(|| format!("cannot write to {}", self.folder.display()))
+        temporary(&self.folder)
     }
+}
+
+/// A file to write aside and rename, so that nobody sees half of it.
+fn temporary(folder: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".xdit-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // what any other new file gets; the system takes the user's mask off
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder).with_context(|| format!("cannot write to {}", folder.display()))
+}
+
+/// Writes a whole file of text or none.
+pub fn write_text(path: &Path, content: &str) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = temporary(folder)?;
+    file.write_all(content.as_bytes()).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
+    file.persist(path).map_err(|e| e.error).with_context(failed)?;
+    Ok(())
 }
 
 /// What a result says of itself. `parameters` is the form that other programs read.

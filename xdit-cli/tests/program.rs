@@ -185,6 +185,45 @@ fn pipeline_stages_draw_and_say_what_they_hold() {
 }
 
 #[test]
+fn a_schedule_is_shown_and_drawn() {
+    let dir = TempDir::new().expect("a folder");
+    let flags = ["schedule", "--pipefusion_parallel_degree=2", "--num_pipeline_patch=3", "--steps=2"];
+    let output = xdit(&dir, &[&flags[..], &["--svg", "s.svg", "--trace", "s.json"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("stage   0  ###...abc.\nstage   1  ...###.abc\n"), "{said}");
+    assert!(said.contains("10 turns, 40.0 % of them waiting; one device needs 12: 1.20 times as long"), "{said}");
+    let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("a file");
+    let trace: serde_json::Value = serde_json::from_str(&read("s.json")).expect("JSON");
+    let boxes = trace["traceEvents"].as_array().expect("events").iter().filter(|event| event["ph"] == "X").count();
+    assert_eq!(boxes, 2 * (1 + 3));
+    assert_eq!(read("s.svg").matches("<rect").count(), boxes);
+    fails(&dir, xdit(&dir, &["schedule", "--steps", "0"]), 1, &["num-inference-steps 0 is not within 1 to 1000000"]);
+    let many = ["schedule", "--num-pipeline-patch", "1000000", "--steps", "9"];
+    fails(&dir, xdit(&dir, &many), 1, &["4 stages, 1000000 patches and 9 steps are more than 1000000 boxes"]);
+    fails(&dir, xdit(&dir, &["schedule", "--svg", "no/s.svg"]), 1, &["cannot write to no"]);
+}
+
+#[test]
+fn a_plan_is_shown() {
+    let dir = TempDir::new().expect("a folder");
+    let flags = ["plan", "--pipefusion_parallel_degree=2", "--ulysses_degree=2", "--device=cuda:0"];
+    let output = xdit(&dir, &flags);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("16 x 16 image tokens, 2 patches, 4 ranks\n"), "{said}");
+    assert!(said.lines().last().expect("a line").contains("4..8"), "{said}");
+    let output = xdit(&dir, &[&flags[..], &["--json"]].concat());
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    // four blocks' keys and values of 48 + 256 tokens, of four heads of 24 channels, in bf16
+    assert_eq!(record["memory"][0]["kept_bytes"], 4 * 2 * (48 + 256) * 4 * 24 * 2);
+    fails(
+        &dir,
+        xdit(&dir, &["plan", "--pipefusion-parallel-degree", "9"]),
+        1,
+        &["9 is more than the model's 8 blocks"],
+    );
+}
+
+#[test]
 fn meshes_that_cannot_work_are_refused() {
     let dir = TempDir::new().expect("a folder");
     let with = |flags: &[&str]| draw(&dir, &golden("flux-dev"), flags);

@@ -364,7 +364,12 @@ fn a_plan_says_what_ranks_will_hold() {
                 true_cfg_scale: name.starts_with("flux").then_some(2.0),
                 max_sequence_length: Some(19),
                 resolution_binning: false,
-                skip_layers: (name == "sd35").then(|| SkipLayers { blocks: vec![1], scale: 2.0, start: 0.0, stop: 0.9 }),
+                skip_layers: (name == "sd35").then(|| SkipLayers {
+                    blocks: vec![1],
+                    scale: 2.0,
+                    start: 0.0,
+                    stop: 0.9,
+                }),
                 output: OutputType::Latent,
                 ..Request::new("a photo of a red cat")
             };
