@@ -146,8 +146,8 @@ pub fn denoise<'t>(
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
     for action in actions {
         let done = match action {
-            Action::Receive { from, message } => {
-                work.receive(from, message)?;
+            Action::Receive { message, .. } => {
+                work.receive(message)?;
                 None
             }
             Action::Send { to, message } => {

@@ -1,8 +1,8 @@
 //! What PipeFusion's approximation costs in quality: draws the held-out captions with the built-in model on one device and
 //! in patches, and compares.
 //!
-//! `cargo run --release --example pipefusion_quality [-- STAGES:PATCHES:WARMUP ...]`. The number of stages changes nothing
-//! in the pictures.
+//! `cargo run --release --example pipefusion_quality [-- STAGES:PATCHES:WARMUP ... [FOLDER]]`. The number of stages changes
+//! nothing in the pictures. A folder stands for the built-in model.
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, FloatDType};
@@ -16,20 +16,22 @@ fn main() -> Result<()> {
         let numbers = text.split(':').map(str::parse).collect::<Result<Vec<_>, _>>()?;
         numbers.try_into().map_err(|_| anyhow::anyhow!("{text:?} is not STAGES:PATCHES:WARMUP"))
     };
-    let mut settings = std::env::args().skip(1).map(parse).collect::<Result<Vec<_>>>()?;
+    let (settings, folders): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.contains(':'));
+    let source = folders.first().map_or(ModelSource::Builtin, |folder| ModelSource::Folder(folder.into()));
+    let mut settings = settings.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
     if settings.is_empty() {
         settings = [2, 4, 8].iter().flat_map(|m| [0, 1, 2].map(|w| [2, *m, w])).collect();
     }
     let captions = include_str!("../../xdit-testing/tiny-flux/captions.txt");
     let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
 
-    let (want, score) = draw(&captions, [1, 1, 0])?;
+    let (want, score) = draw(&source, &captions, [1, 1, 0])?;
     println!(
         "| patches | warm-up steps | wholly right | PSNR, dB (worst) | SSIM (worst) |\n| --- | --- | --- | --- | --- |"
     );
     println!("| one device | | {score} of {} | | |", captions.len());
     for setting in settings {
-        let (got, score) = draw(&captions, setting)?;
+        let (got, score) = draw(&source, &captions, setting)?;
         let pairs = || got.iter().zip(&want);
         let (psnr, ssim): (Vec<f64>, Vec<f64>) = pairs().map(|(a, b)| (psnr(a, b), ssim(a, b))).unzip();
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
@@ -48,11 +50,15 @@ fn main() -> Result<()> {
 }
 
 /// Every caption's picture, and how many of them show what they should.
-fn draw(captions: &[&str], [n_stages, n_patches, warmup_steps]: [usize; 3]) -> Result<(Vec<Picture>, usize)> {
+fn draw(
+    source: &ModelSource,
+    captions: &[&str],
+    [n_stages, n_patches, warmup_steps]: [usize; 3],
+) -> Result<(Vec<Picture>, usize)> {
     let mut options = Options::on(Device::flex(), FloatDType::F32);
     options.parallel = ParallelConfig { pipefusion: n_stages, ..options.parallel };
     options.pipefusion = PipeFusion { n_patches: Some(n_patches), warmup_steps, split: None };
-    let mut pipeline = Pipeline::open(&ModelSource::Builtin, options, &mut ())?;
+    let mut pipeline = Pipeline::open(source, options, &mut ())?;
     let (mut pictures, mut right) = (Vec::new(), 0);
     for (i, caption) in captions.iter().enumerate() {
         let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;

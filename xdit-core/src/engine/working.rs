@@ -156,8 +156,8 @@ impl<'t, 'r> Working<'t, 'r> {
         Ok(())
     }
 
-    /// Waits for a message.
-    pub fn receive(&mut self, _from: usize, message: Message) -> Result<(), CommError> {
+    /// Waits for a message, the next one to come.
+    pub fn receive(&mut self, message: Message) -> Result<(), CommError> {
         let posted = std::mem::take(&mut self.posted);
         let mut tensors = posted.into_iter().map(Posted::wait).collect::<Result<VecDeque<_>, _>>()?;
         self.receives.pop_front();
