@@ -60,8 +60,8 @@ impl Mlp {
 
     /// The embedding of each of `xs`, `[len of xs, d]`.
     pub fn of_numbers(&self, xs: &[f32]) -> Tensor<2> {
-        let weight = &self.linear_1.weight;
-        self.forward(ops::to_dtype(sinusoids(xs, &weight.device()), weight.dtype()))
+        let layer = &self.linear_1;
+        self.forward(ops::to_dtype(sinusoids(xs, &layer.device()), layer.dtype()))
     }
 }
 
@@ -234,7 +234,7 @@ pub fn project_heads(to_out: &Linear, heads: Tensor<4>) -> Tensor<3> {
 /// order of the convolution's weight (channel, row, column).
 pub fn load_patch_embed(loader: &Loader<'_>, channels: usize, patch: usize, d: usize) -> Result<Linear, LoadError> {
     let weight: Tensor<4> = loader.tensor("weight", [d, channels, patch, patch])?;
-    Ok(Linear { weight: weight.reshape([d, channels * patch * patch]), bias: Some(loader.tensor("bias", [d])?) })
+    Ok(Linear::new(weight.reshape([d, channels * patch * patch]), Some(loader.tensor("bias", [d])?)))
 }
 
 /// The output layer of models that write a token as (row, column, channel), its rows put into the order of packed
@@ -252,7 +252,7 @@ pub fn load_proj_out(
     let bias: Tensor<1> = loader.tensor("bias", [n])?;
     let weight = weight.reshape([p, p, out_channels, d]).narrow(2, 0, channels).permute([2, 0, 1, 3]);
     let bias = bias.reshape([p, p, out_channels]).narrow(2, 0, channels).permute([2, 0, 1]);
-    Ok(Linear { weight: weight.reshape([channels * p * p, d]), bias: Some(bias.reshape([channels * p * p])) })
+    Ok(Linear::new(weight.reshape([channels * p * p, d]), Some(bias.reshape([channels * p * p]))))
 }
 
 /// `get_2d_sincos_pos_embed`, `[tokens, d]`: sines and cosines of the column in the first half of the channels, of the

@@ -219,7 +219,7 @@ impl Block {
 
         let y = norm(x.clone(), &self.ff_norm, self.eps);
         let y = geglu(self.wi_1.forward(y.clone()), self.wi_0.forward(y), Activation::GeluTanh);
-        x + to_dtype(self.wo.forward(to_dtype(y, self.wo.weight.dtype())), dtype)
+        x + to_dtype(self.wo.forward(to_dtype(y, self.wo.dtype())), dtype)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Dense layers.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Device, Tensor, activation};
 
 use super::cpu;
 use crate::checkpoint::{LoadError, Loader};
@@ -36,22 +36,38 @@ impl Activation {
     }
 }
 
-/// A dense layer with the checkpoint's weight layout.
+/// A dense layer.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[out, in]`
-    pub weight: Tensor<2>,
-    /// `[out]`
-    pub bias: Option<Tensor<1>>,
+    weight: Weight,
+    bias: Option<Tensor<1>>,
+}
+
+/// In the order in which the device multiplies by it.
+#[derive(Debug, Clone)]
+enum Weight {
+    /// `[out, in]`, as checkpoints have it.
+    Rows(Tensor<2>),
+    Panels(cpu::Panels),
 }
 
 impl Linear {
+    /// - `weight`: `[out, in]`
+    /// - `bias`: `[out]`
+    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        let weight = match cpu::Panels::of(&weight) {
+            Some(panels) => Weight::Panels(panels),
+            None => Weight::Rows(weight),
+        };
+        Self { weight, bias }
+    }
+
     /// Reads `weight` and `bias` at the loader's place.
     ///
     /// # Errors
     /// A shape other than `[out, in]` and `[out]`.
     pub fn load(loader: &Loader<'_>, d_in: usize, d_out: usize) -> Result<Self, LoadError> {
-        Ok(Self { weight: loader.tensor("weight", [d_out, d_in])?, bias: Some(loader.tensor("bias", [d_out])?) })
+        Ok(Self::new(loader.tensor("weight", [d_out, d_in])?, Some(loader.tensor("bias", [d_out])?)))
     }
 
     /// Reads `weight` alone.
@@ -59,12 +75,31 @@ impl Linear {
     /// # Errors
     /// A shape other than `[out, in]`.
     pub fn load_no_bias(loader: &Loader<'_>, d_in: usize, d_out: usize) -> Result<Self, LoadError> {
-        Ok(Self { weight: loader.tensor("weight", [d_out, d_in])?, bias: None })
+        Ok(Self::new(loader.tensor("weight", [d_out, d_in])?, None))
     }
 
     /// Output features.
     pub fn d_out(&self) -> usize {
-        self.weight.dims()[0]
+        match &self.weight {
+            Weight::Rows(weight) => weight.dims()[0],
+            Weight::Panels(panels) => panels.d_out(),
+        }
+    }
+
+    /// Where the weight is.
+    pub fn device(&self) -> Device {
+        match &self.weight {
+            Weight::Rows(weight) => weight.device(),
+            Weight::Panels(panels) => panels.device(),
+        }
+    }
+
+    /// The weight's precision.
+    pub fn dtype(&self) -> DType {
+        match &self.weight {
+            Weight::Rows(weight) => weight.dtype(),
+            Weight::Panels(panels) => panels.dtype(),
+        }
     }
 
     /// `[.., in] -> [.., out]`
@@ -86,14 +121,15 @@ pub fn linear_cat<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear) -> Tensor<
 }
 
 fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) -> Tensor<D> {
-    if let Some(y) = cpu::dense(&xs, layer, act) {
-        return y;
-    }
+    let weight = match &layer.weight {
+        Weight::Panels(panels) => return cpu::dense(&xs, panels, layer.bias.as_ref(), act),
+        Weight::Rows(weight) => weight.clone(),
+    };
     let x = if xs.len() == 1 { xs.into_iter().next().expect("one input") } else { Tensor::cat(xs, D - 1) };
     let mut dims = x.dims();
     let (rows, d_in) = (dims[..D - 1].iter().product::<usize>(), dims[D - 1]);
     dims[D - 1] = layer.d_out();
-    let y = x.reshape([rows, d_in]).matmul(layer.weight.clone().transpose());
+    let y = x.reshape([rows, d_in]).matmul(weight.transpose());
     let y = match &layer.bias {
         Some(bias) => y + bias.clone().unsqueeze(),
         None => y,
@@ -110,15 +146,14 @@ pub fn geglu<const D: usize>(value: Tensor<D>, gate: Tensor<D>, act: Activation)
 mod tests {
     use super::*;
     use crate::ops::cpu::test::{assert_close, random};
-    use burn::tensor::Device;
 
     /// One accumulation over 70 products in another order.
     const TOLERANCE: f32 = 2e-6;
 
-    fn portable(x: Tensor<3>, layer: &Linear, act: Activation) -> Tensor<3> {
+    fn portable(x: Tensor<3>, weight: Tensor<2>, bias: Tensor<1>, act: Activation) -> Tensor<3> {
         let [b, n, d] = x.dims();
-        let y = x.reshape([b * n, d]).matmul(layer.weight.clone().transpose());
-        let y = y + layer.bias.clone().expect("bias").unsqueeze();
+        let d_out = weight.dims()[0];
+        let y = x.reshape([b * n, d]).matmul(weight.transpose()) + bias.unsqueeze();
         let y = match act {
             Activation::Identity => y,
             Activation::GeluTanh => activation::gelu_approximate(y),
@@ -126,7 +161,14 @@ mod tests {
             Activation::QuickGelu => y.clone() * activation::sigmoid(y * 1.702),
             Activation::Silu => activation::silu(y),
         };
-        y.reshape([b, n, layer.d_out()])
+        y.reshape([b, n, d_out])
+    }
+
+    /// A layer, its weight and its bias.
+    fn random_layer(d_in: usize, d_out: usize) -> (Linear, Tensor<2>, Tensor<1>) {
+        let dev = Device::flex();
+        let (weight, bias) = (random([d_out, d_in], 3, &dev), random([d_out], 4, &dev));
+        (Linear::new(weight.clone(), Some(bias.clone())), weight, bias)
     }
 
     #[test]
@@ -135,11 +177,29 @@ mod tests {
         for act in
             [Activation::Identity, Activation::GeluTanh, Activation::Gelu, Activation::QuickGelu, Activation::Silu]
         {
-            for (n, d_in, d_out) in [(1, 70, 33), (5, 70, 200), (300, 40, 70)] {
+            for (n, d_in, d_out) in [(1, 70, 33), (5, 70, 200), (300, 40, 70), (50, 1100, 129)] {
                 let x = random([2, n, d_in], 1, &dev);
-                let layer = Linear { weight: random([d_out, d_in], 2, &dev), bias: Some(random([d_out], 3, &dev)) };
-                let want = portable(x.clone(), &layer, act);
+                let (layer, weight, bias) = random_layer(d_in, d_out);
+                let want = portable(x.clone(), weight, bias, act);
                 assert_close(layer.forward_act(x, act), want, TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_among_any_others() {
+        const N: usize = 700;
+        let dev = Device::flex();
+        for (d_in, d_out) in [(30, 64), (515, 65), (1025, 300), (16, 1), (2, 40)] {
+            let x = random([1, N, d_in], 1, &dev);
+            let (layer, ..) = random_layer(d_in, d_out);
+            let bits = |x: Tensor<3>| layer.forward(x).into_data().try_to_vec::<f32>().expect("f32");
+            let all = bits(x.clone());
+            for n in [1, 2, 3, 7, 47, 48, 49, 50, 97, 257, 337, 513] {
+                for at in [0, 1, N - n] {
+                    let some = bits(x.clone().narrow(1, at, n));
+                    assert!(some == all[at * d_out..][..n * d_out], "{n} rows at {at}, {d_in} -> {d_out}");
+                }
             }
         }
     }
@@ -148,17 +208,32 @@ mod tests {
     fn cat_equals_dense_of_the_concatenation() {
         let dev = Device::flex();
         let (a, b) = (random([2, 9, 16], 1, &dev), random([2, 9, 40], 2, &dev));
-        let layer = Linear { weight: random([24, 56], 3, &dev), bias: Some(random([24], 4, &dev)) };
-        let want = portable(Tensor::cat(vec![a.clone(), b.clone()], 2), &layer, Activation::Identity);
+        let (layer, weight, bias) = random_layer(56, 24);
+        let want = portable(Tensor::cat(vec![a.clone(), b.clone()], 2), weight, bias, Activation::Identity);
         assert_close(linear_cat(vec![a, b], &layer), want, TOLERANCE);
     }
 
     #[test]
-    fn a_view_is_read_in_place() {
+    fn views_are_read_as_what_they_show() {
         let dev = Device::flex();
-        let x = random([2, 9, 60], 1, &dev).slice([0..2, 2..7, 20..36]);
-        let layer = Linear { weight: random([24, 16], 3, &dev), bias: Some(random([24], 4, &dev)) };
-        let want = portable(x.clone(), &layer, Activation::Identity);
-        assert_close(layer.forward(x), want, TOLERANCE);
+        let x = random([2, 9, 60], 1, &dev);
+        let (layer, weight, bias) = random_layer(16, 24);
+        for x in [
+            x.clone().slice([0..2, 2..7, 20..36]),
+            x.clone().slice([0..2, 2..7, 20..36]).swap_dims(0, 1),
+            x.slice([0..2, 2..7, 20..36]).flip([1]),
+        ] {
+            let want = portable(x.clone(), weight.clone(), bias.clone(), Activation::Identity);
+            assert_close(layer.forward(x), want, TOLERANCE);
+        }
+    }
+
+    #[test]
+    fn a_cut_weight_is_read_where_it_begins() {
+        let dev = Device::flex();
+        let (x, weight) = (random([1, 9, 16], 1, &dev), random([40, 16], 2, &dev).narrow(0, 7, 20));
+        let bias = Tensor::zeros([20], &dev);
+        let want = portable(x.clone(), weight.clone(), bias, Activation::Identity);
+        assert_close(Linear::new(weight, None).forward(x), want, TOLERANCE);
     }
 }

@@ -3,16 +3,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::rows::apply_activation;
-use super::simd::vectorised;
-use super::{Host, buffer, tensor};
-use crate::ops::linear::{Activation, Linear};
-
 /// Products that the `gemm` crate adds up in one go whatever the size of the result.
-const LONGEST_SUM: usize = 512;
+pub const LONGEST_SUM: usize = 512;
 /// Elements of a result for which it may take a kernel of its own.
 const SMALLEST: usize = 16 * 16;
 
@@ -54,94 +48,34 @@ pub fn gemm(out: &mut [f32], add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
     Tile { start: out.as_mut_ptr(), rows, cols, stride: cols, _borrow: PhantomData }.gemm(add, alpha, a, b);
 }
 
-/// See [`crate::ops::linear_cat`].
-pub fn dense<const D: usize>(xs: &[Tensor<D>], layer: &Linear, act: Activation) -> Option<Tensor<D>> {
-    let hosts = xs.iter().map(Host::rows_of).collect::<Option<Vec<_>>>()?;
-    let strides = hosts.iter().map(Host::row_stride).collect::<Option<Vec<_>>>()?;
-    let weight = Host::of(&layer.weight)?;
-    let bias = layer.bias.as_ref().and_then(Host::rows_of);
-
-    let mut dims = xs[0].dims();
-    let (m, n) = (hosts[0].n_rows(), layer.d_out());
-    // A lone token would take another path through the product; a second one keeps its bits those that it has among
-    // others. Vectors (of times, of pooled text) are alone on every rank.
-    if D == 3 && m == 1 {
-        let twice = xs.iter().map(|x| Tensor::cat(vec![x.clone(), x.clone()], 1)).collect::<Vec<_>>();
-        return Some(dense(&twice, layer, act)?.narrow(1, 0, 1));
-    }
-    dims[D - 1] = n;
-    let mut out = buffer(m * n);
-    let inputs: Vec<_> = hosts.iter().zip(strides).collect();
-    tiles(&mut out, m, n, |tile, rows, cols| {
-        let mut at = 0;
-        for (x, stride) in &inputs {
-            let k = x.dims[D - 1];
-            let a = Mat {
-                data: &x.slice()[rows.start * stride..],
-                rows: rows.len(),
-                cols: k,
-                row_stride: *stride,
-                col_stride: 1,
-            };
-            let (out_step, in_step) = (weight.strides[0] as usize, weight.strides[1] as usize);
-            let w = Mat {
-                data: &weight.slice()[cols.start * out_step + at * in_step..],
-                rows: cols.len(),
-                cols: k,
-                row_stride: out_step,
-                col_stride: in_step,
-            };
-            tile.gemm(at > 0, 1.0, a, w.transposed());
-            at += k;
-        }
-        assert_eq!(at, weight.dims[1], "input features");
-        let bias = bias.as_ref().map(|b| &b.slice()[cols]);
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..tile.rows {
-                    let row = tile.row(i);
-                    if let Some(bias) = bias {
-                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                    }
-                    apply_activation(row, act);
-                }
-            },
-        );
-    });
-    Some(tensor(out, dims, hosts[0].dtype))
-}
-
-/// Calls `f(tile, its rows, its columns)` on disjoint tiles that cover a row-major `m x n` matrix, one per thread.
+/// Calls `f(tile, its rows, its columns)` on disjoint tiles that cover a row-major `m x n` matrix, in parallel.
 ///
-/// A product packs both its operands, so the cut is along the side that makes the threads pack less in sum. No tile
-/// has a single row unless the matrix has (see the invariant of this module).
-fn tiles(out: &mut [f32], m: usize, n: usize, f: impl Fn(&mut Tile<'_>, Range<usize>, Range<usize>) + Sync) {
+/// Tiles are at most `width` columns wide, and low enough to give each thread some. No tile has a single row unless
+/// the matrix has (see the invariant of this module).
+pub fn tiles(
+    out: &mut [f32],
+    [m, n]: [usize; 2],
+    width: usize,
+    f: impl Fn(&mut Tile<'_>, Range<usize>, Range<usize>) + Sync,
+) {
+    /// A tile's columns of this many rows stay in the cache until the last product has been added to them.
+    const HEIGHT: usize = 256;
     assert_eq!(out.len(), m * n);
     if out.is_empty() {
         return;
     }
-    let threads = rayon::current_num_threads();
-    if m > 2 * threads && m + threads * n < threads * m + n {
-        let height = m.div_ceil(threads).next_multiple_of(8);
-        let height = if m % height == 1 { height + 1 } else { height };
-        out.par_chunks_mut(height * n).enumerate().for_each(|(i, out)| {
-            let rows = out.len() / n;
-            let mut tile = Tile { start: out.as_mut_ptr(), rows, cols: n, stride: n, _borrow: PhantomData };
-            f(&mut tile, i * height..i * height + rows, 0..n);
-        });
-    } else {
-        let width = n.div_ceil(threads).next_multiple_of(16);
-        let matrix = Tile { start: out.as_mut_ptr(), rows: m, cols: n, stride: n, _borrow: PhantomData };
-        (0..n.div_ceil(width)).into_par_iter().for_each(|i| {
-            let cols = i * width..n.min((i + 1) * width);
-            f(&mut matrix.columns(cols.clone()), 0..m, cols);
-        });
-    }
+    let across = n.div_ceil(width);
+    let down = (4 * rayon::current_num_threads()).div_ceil(across).min(m / 32).max(m.div_ceil(HEIGHT));
+    let matrix = Tile { start: out.as_mut_ptr(), rows: m, cols: n, stride: n, _borrow: PhantomData };
+    (0..across * down).into_par_iter().for_each(|i| {
+        let (row, col) = (i % down, i / down * width);
+        let (rows, cols) = (row * m / down..(row + 1) * m / down, col..n.min(col + width));
+        f(&mut matrix.shared_part(rows.clone(), cols.clone()), rows, cols);
+    });
 }
 
 /// A part of a row-major matrix that is being written.
-struct Tile<'a> {
+pub struct Tile<'a> {
     start: *mut f32,
     rows: usize,
     cols: usize,
@@ -153,21 +87,32 @@ struct Tile<'a> {
 // SAFETY: a tile is an exclusive borrow of its elements, as `&mut [f32]` is; `tiles` hands out disjoint ones.
 unsafe impl Send for Tile<'_> {}
 #[allow(unsafe_code)]
-// SAFETY: through a shared reference only `columns` is reachable, whose caller keeps the parts disjoint.
+// SAFETY: through a shared reference only `shared_part` is reachable, whose caller keeps the parts disjoint.
 unsafe impl Sync for Tile<'_> {}
 
 #[allow(unsafe_code)]
 impl Tile<'_> {
-    /// Columns `cols`; the caller never asks for one column twice.
-    fn columns(&self, cols: Range<usize>) -> Tile<'_> {
+    /// Rows `rows` of columns `cols`.
+    pub fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> Tile<'_> {
+        self.shared_part(rows, cols)
+    }
+
+    /// As [`Tile::part`]; the caller never holds two parts that overlap.
+    fn shared_part(&self, rows: Range<usize>, cols: Range<usize>) -> Tile<'_> {
+        assert!(rows.start < rows.end && rows.end <= self.rows);
         assert!(cols.start < cols.end && cols.end <= self.cols);
-        // SAFETY: inside the matrix by the assertion.
-        let start = unsafe { self.start.add(cols.start) };
-        Tile { start, rows: self.rows, cols: cols.len(), stride: self.stride, _borrow: PhantomData }
+        // SAFETY: inside the matrix by the assertions.
+        let start = unsafe { self.start.add(rows.start * self.stride + cols.start) };
+        Tile { start, rows: rows.len(), cols: cols.len(), stride: self.stride, _borrow: PhantomData }
+    }
+
+    /// The number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.rows
     }
 
     #[inline(always)]
-    fn row(&mut self, i: usize) -> &mut [f32] {
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows);
         // SAFETY: row `i` lies inside the matrix; the tile is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride), self.cols) }
@@ -196,7 +141,8 @@ impl Tile<'_> {
         }
     }
 
-    fn gemm_at_once(&mut self, add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+    /// As [`Tile::gemm`], in one go: for at most [`LONGEST_SUM`] products of each element.
+    pub fn gemm_at_once(&mut self, add: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
         a.check();
         b.check();
         if self.rows == 0 || self.cols == 0 {

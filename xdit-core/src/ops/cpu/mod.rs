@@ -8,6 +8,7 @@
 
 mod attention;
 mod conv;
+mod dense;
 mod gemm;
 mod rows;
 mod simd;
@@ -19,7 +20,7 @@ use rayon::prelude::*;
 
 pub(super) use attention::attention;
 pub(super) use conv::{conv2d, group_norm, upsample_nearest_2x};
-pub(super) use gemm::dense;
+pub(super) use dense::{Panels, dense};
 pub(super) use rows::{activation, gated_residual, layer_norm, merge_attended, modulated_norm, norm_rope};
 
 /// A float tensor in host memory: a view into Flex's storage, or a widened copy of it.
