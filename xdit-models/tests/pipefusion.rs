@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use xdit_core::checkpoint::Loader;
 use xdit_core::comm::even_sizes;
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates, TokenGrid};
@@ -39,7 +39,7 @@ struct Patches {
 
 type Read = Box<dyn Fn(Range<usize>) -> Box<dyn Dit> + Sync>;
 
-/// A tiny model of random weights, its prompts and a sampler with memory or noise of its own.
+/// A tiny model of random weights and at least four blocks, its prompts and a sampler with memory or noise of its own.
 struct Case {
     name: &'static str,
     read: Read,
@@ -54,8 +54,17 @@ fn reader<C: DeserializeOwned + Sync + 'static, D: Dit + 'static>(
     load: fn(&Loader<'_>, &C, Range<usize>) -> Result<D, ModelError>,
 ) -> Read {
     let folder = PipelineFolder::open(Source::Dir(golden::dir().join(name))).expect("a pipeline folder");
-    let weights = folder.weights("transformer", None).expect("weights");
-    let config: C = folder.config("transformer", "config.json").expect("a configuration");
+    let mut weights = folder.weights("transformer", None).expect("weights");
+    let mut config: Value = folder.config("transformer", "config.json").expect("a configuration");
+    if name.starts_with("sd3") || name.starts_with("pixart") {
+        // of three blocks, the last of SD 3's unlike the others; four stages want more
+        weights = golden::with_blocks(&weights, &[0, 1, 0, 1, 2]);
+        config["num_layers"] = json!(5);
+        if name == "sd35" {
+            config["dual_attention_layers"] = json!([0, 1, 2, 3]);
+        }
+    }
+    let config: C = serde_json::from_value(config).expect("a configuration");
     Box::new(move |blocks| {
         let loader = Loader::new(&weights, &Device::flex(), FloatDType::F32);
         Box::new(load(&loader, &config, blocks).expect("a model"))
@@ -128,6 +137,7 @@ fn oracle(case: &Case, grid: TokenGrid, n_patches: usize, warmup_steps: usize, g
         size: [16 * grid.rows, 16 * grid.cols],
         patch_rows: &even_sizes(grid.rows, n_patches),
         warmup_steps,
+        text_anew_at: &[],
     };
     values(displaced(case.whole.as_ref(), case.sampler.as_ref(), request))
 }
@@ -178,16 +188,16 @@ fn assert_equal(what: &str, got: &[f32], want: &[f32], ring: bool) {
     }
 }
 
-/// Stages 2, 3, 4 as far as there are blocks, patches 2 to 6, warm-up 0, 1, 2; then hybrids up to 16 ranks.
+/// Stages 2, 3, 4, patches 2 to 6, warm-up 0, 1, 2; then hybrids up to 16 ranks.
 #[track_caller]
 fn check(name: &'static str) {
     let case = case(name);
-    let (n_blocks, n_heads) = (case.whole.spec().n_blocks, case.whole.spec().n_heads);
+    let n_heads = case.whole.spec().n_heads;
     for n_patches in 2..=6 {
         for warmup_steps in 0..=2 {
             let want = oracle(&case, GRID, n_patches, warmup_steps, false);
             let patches = Patches { n: n_patches, warmup_steps };
-            for pipefusion in (2..=4).filter(|n| *n <= n_blocks) {
+            for pipefusion in 2..=4 {
                 let parallel = ParallelConfig { pipefusion, ..ONE };
                 let (got, _) = on_mesh(&case, &[GRID], parallel, None, patches, false);
                 assert_equal(&format!("{name} {parallel:?} {patches:?}"), &got[0], &want, false);
@@ -205,12 +215,13 @@ fn check(name: &'static str) {
         ParallelConfig { pipefusion: 3, ring: 2, ..ONE },
         ParallelConfig { pipefusion: 2, ring: 2, ulysses: 2, ..ONE },
         ParallelConfig { pipefusion: 2, cfg: 2, ring: 2, ulysses: 2, ..ONE },
+        ParallelConfig { pipefusion: 4, cfg: 2, ulysses: 2, ..ONE },
     ];
     // with four patches the smallest has three tokens, fewer than four ranks
     for (n_patches, warmup_steps) in [(2, 1), (3, 0), (3, 2)] {
         let want = oracle(&case, GRID, n_patches, warmup_steps, true);
         let patches = Patches { n: n_patches, warmup_steps };
-        for parallel in hybrids.into_iter().filter(|c| c.ulysses <= n_heads && c.pipefusion <= n_blocks) {
+        for parallel in hybrids.into_iter().filter(|c| c.ulysses <= n_heads) {
             // as many pictures as replicas, and one more
             let grids = vec![GRID; parallel.data + usize::from(parallel.data > 1)];
             let (got, _) = on_mesh(&case, &grids, parallel, None, patches, true);

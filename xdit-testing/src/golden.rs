@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use safetensors::{Dtype, SafeTensors};
+use xdit_core::checkpoint::Weights;
 use xdit_core::ops::to_f32;
 
 /// The folder of golden cases.
@@ -114,6 +115,33 @@ impl Golden {
             panic!("{}: no {key} among {}", self.path.display(), self.keys().join(", "));
         })
     }
+}
+
+/// A transformer of more blocks than the file has: block `i` has the weights of the file's block `order[i]`. It tells
+/// nothing of the model upstream, but takes part in comparisons with itself.
+///
+/// # Panics
+/// For weights other than f32.
+pub fn with_blocks(weights: &Weights, order: &[usize]) -> Weights {
+    const PREFIX: &str = "transformer_blocks.";
+    let mut tensors = Vec::new();
+    for name in weights.names() {
+        let info = weights.info(name).expect("a name of its own");
+        assert_eq!(info.dtype.name(), "F32", "{name}");
+        let bytes = weights.bytes(name).expect("a name of its own");
+        let view = TensorView::new(Dtype::F32, info.shape.to_vec(), bytes).expect("as it was read");
+        let block = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.'));
+        match block {
+            None => tensors.push((name.to_owned(), view)),
+            Some((number, rest)) => {
+                let copies = (0..order.len()).filter(|i| order[*i].to_string() == number);
+                tensors.extend(copies.map(|i| (format!("{PREFIX}{i}.{rest}"), view.clone())));
+            }
+        }
+    }
+    let file = safetensors::serialize(tensors, None).expect("tensors that fit");
+    Weights::from_static(weights.component(), &[("more blocks".into(), file.leak())])
+        .expect("a file that was just made")
 }
 
 /// `|got - want| / |want|` over all elements; infinite where an element of `got` is no number.

@@ -34,6 +34,10 @@ pub struct Displaced<'a> {
     pub patch_rows: &'a [usize],
     /// Steps on the whole picture.
     pub warmup_steps: usize,
+    /// xDiT's way with FLUX's text, to see what it would change: the first block of each of its stages, where every patch
+    /// takes the text that patch 0 brought and has it go through the stage's blocks again. Empty for our way: only patch 0
+    /// takes the text along.
+    pub text_anew_at: &'a [usize],
 }
 
 /// Keys and values of every patch of an attention call, each by itself.
@@ -41,6 +45,8 @@ pub struct Displaced<'a> {
 struct Memory {
     txt: HashMap<Site, [Tensor<4>; 2]>,
     patches: HashMap<(Site, usize), [Tensor<4>; 2]>,
+    /// The text in front of a block, as patch 0 brought it.
+    streams: HashMap<usize, Option<Tensor<3>>>,
 }
 
 /// Attention over what is remembered.
@@ -98,7 +104,8 @@ impl Attention for Remembering<'_> {
 /// # Panics
 /// Never, with a model whose blocks do not fail.
 pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -> Tensor<3> {
-    let Displaced { noise, more_noise, grid, text, negative, guidance, size, patch_rows, warmup_steps } = request;
+    let Displaced { noise, more_noise, grid, text, negative, guidance, size, patch_rows, warmup_steps, text_anew_at } =
+        request;
     let mut at = 0;
     let patches: Vec<Range<usize>> = patch_rows
         .iter()
@@ -127,11 +134,17 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                 let places = dit.place(grid, n_txt).band(0..n_txt, tokens.clone());
                 let cond: Cond = dit.condition(Inputs { places: &places, timestep, text, guidance, size });
                 // text that blocks change goes through them once a step
-                let with_txt = !dit.spec().joint || patch.is_none_or(|patch| patch == 0);
+                let first = patch.is_none_or(|patch| patch == 0);
+                let with_txt = !dit.spec().joint || first || !text_anew_at.is_empty();
                 let img = dit.embed_img(cut(&sampler.model_input(step, latents.clone())), &places);
                 let mut x = Streams::new(with_txt.then(|| dit.embed_txt(text)), img);
                 let mut attn = Remembering { memory, patches: &patches, patch };
                 for block in 0..dit.spec().n_blocks {
+                    if text_anew_at.contains(&block) && first {
+                        attn.memory.streams.insert(block, x.txt.clone());
+                    } else if text_anew_at.contains(&block) {
+                        x.txt = attn.memory.streams[&block].clone();
+                    }
                     x = dit.block(&mut Ctx { attn: &mut attn }, block, x, &cond).expect("one device cannot fail");
                 }
                 predictions.push(dit.head(x, &cond));
