@@ -79,8 +79,9 @@ fn write(into: Tensor<4>, rows: Tensor<4>, at: usize) -> Tensor<4> {
 
 impl<A: Attend> Attention for StaleKv<A> {
     fn begin(&mut self, pass: &Pass) {
-        if pass.step == 0 && pass.patch.is_none_or(|patch| patch == 0) {
-            self.kept.retain(|(prompt, _), _| *prompt != pass.prompt);
+        // all of it: a pass that takes part in later steps alone has no first step to forget in
+        if pass.step == 0 && pass.prompt == 0 && pass.patch.is_none_or(|patch| patch == 0) {
+            self.kept.clear();
         }
         self.pass = pass.clone();
     }

@@ -60,6 +60,7 @@ fn main() -> Result<()> {
                 grid,
                 text,
                 negative: None,
+                skip_layers: None,
                 guidance: Some(0.0),
                 size: [SIDE, SIDE],
                 patch_rows: &even_sizes(grid.rows, way.n_patches),

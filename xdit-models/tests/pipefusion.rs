@@ -47,6 +47,8 @@ struct Case {
     texts: [TextEmbeddings; 2],
     sampler: Box<dyn Sampler>,
     guidance: Option<f32>,
+    /// Where there is a negative prompt.
+    skip_layers: Option<SkipLayers>,
 }
 
 fn reader<C: DeserializeOwned + Sync + 'static, D: Dit + 'static>(
@@ -112,7 +114,15 @@ fn case(name: &'static str) -> Case {
         "pixart-sigma" => (reader(name, PixArt::load), "EulerDiscreteScheduler", None),
         _ => (reader(name, HunyuanDit::load), "DDPMScheduler", None),
     };
-    Case { name, whole: read(0..usize::MAX), read, texts: texts(name), sampler: sampler_of(class), guidance }
+    Case {
+        name,
+        whole: read(0..usize::MAX),
+        read,
+        texts: texts(name),
+        sampler: sampler_of(class),
+        guidance,
+        skip_layers: None,
+    }
 }
 
 fn noises(case: &Case, seed: u64, grid: TokenGrid) -> impl FnMut() -> Tensor<3> + use<> {
@@ -133,6 +143,7 @@ fn oracle(case: &Case, grid: TokenGrid, n_patches: usize, warmup_steps: usize, g
         grid,
         text: &case.texts[0],
         negative: guided.then_some((&case.texts[1], 3.0)),
+        skip_layers: case.skip_layers.as_ref().filter(|_| guided),
         guidance: case.guidance,
         size: [16 * grid.rows, 16 * grid.cols],
         patch_rows: &even_sizes(grid.rows, n_patches),
@@ -163,7 +174,12 @@ fn on_mesh(
             size: [16 * grids[i].rows, 16 * grids[i].cols],
             text: &case.texts[0],
             guidance: case.guidance,
-            cfg: guided.then_some(Cfg { negative: &case.texts[1], scale: 3.0, rescale: 0.0, skip_layers: None }),
+            cfg: guided.then_some(Cfg {
+                negative: &case.texts[1],
+                scale: 3.0,
+                rescale: 0.0,
+                skip_layers: case.skip_layers.as_ref(),
+            }),
         })
     };
     let mesh = Mesh::new(parallel, parallel.world_size()).expect("a mesh");
@@ -319,6 +335,35 @@ fn pictures_do_not_see_each_other() {
             let want = [GRID, small].map(|grid| oracle(&case, grid, 3, warmup_steps, true));
             for (got, want) in got.iter().zip([&want[0], &want[0], &want[1], &want[0], &want[1]]) {
                 assert_equal(&format!("{name} warm-up {warmup_steps}"), got, want, false);
+            }
+        }
+    }
+}
+
+/// The pass without some blocks begins after the first step, and has keys and values of a step before when it counts; of its
+/// own picture, also for the second one.
+#[test]
+fn skip_layer_guidance() {
+    for (name, blocks) in [("sd35", vec![1]), ("sd35", vec![0, 3, 4]), ("sd3", vec![2]), ("pixart-alpha", vec![1, 2])] {
+        for (start, warmup_steps) in [(0.0, 0), (0.0, 1), (0.3, 1), (0.3, 2), (0.0, N_STEPS)] {
+            let skip = SkipLayers { blocks: blocks.clone(), scale: 2.8, start, stop: 0.9 };
+            let case = Case { skip_layers: Some(skip), ..case(name) };
+            let want = oracle(&case, GRID, 3, warmup_steps, true);
+            for parallel in [
+                ParallelConfig { pipefusion: 3, ..ONE },
+                ParallelConfig { pipefusion: 2, cfg: 2, ..ONE },
+                ParallelConfig { pipefusion: 2, ulysses: 2, ..ONE },
+                ParallelConfig { pipefusion: 2, ring: 2, ..ONE },
+            ] {
+                let patches = Patches { n: 3, warmup_steps };
+                let what =
+                    format!("{name} without {blocks:?} from {start} on, {parallel:?}, {warmup_steps} whole steps");
+                let (got, _) = on_mesh(&case, &[GRID, GRID], parallel, None, patches, true);
+                got.iter().for_each(|got| assert_equal(&what, got, &want, parallel.ring > 1));
+            }
+            if warmup_steps == N_STEPS {
+                let (got, _) = on_mesh(&case, &[GRID], ONE, None, Patches { n: 1, warmup_steps }, true);
+                assert_equal(&format!("{name} on one device"), &got[0], &want, false);
             }
         }
     }

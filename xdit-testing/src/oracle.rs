@@ -11,6 +11,7 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{
     Attention, Cond, Ctx, Dit, Inputs, JointOut, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid,
 };
+use xdit_core::engine::SkipLayers;
 use xdit_core::ops;
 use xdit_core::sampler::{History, Rows, Sampler};
 
@@ -26,6 +27,8 @@ pub struct Displaced<'a> {
     pub text: &'a TextEmbeddings,
     /// See above.
     pub negative: Option<(&'a TextEmbeddings, f32)>,
+    /// Besides a negative prompt.
+    pub skip_layers: Option<&'a SkipLayers>,
     /// For distilled models.
     pub guidance: Option<f32>,
     /// The picture's sides in pixels.
@@ -104,8 +107,19 @@ impl Attention for Remembering<'_> {
 /// # Panics
 /// Never, with a model whose blocks do not fail.
 pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -> Tensor<3> {
-    let Displaced { noise, more_noise, grid, text, negative, guidance, size, patch_rows, warmup_steps, text_anew_at } =
-        request;
+    let Displaced {
+        noise,
+        more_noise,
+        grid,
+        text,
+        negative,
+        skip_layers,
+        guidance,
+        size,
+        patch_rows,
+        warmup_steps,
+        text_anew_at,
+    } = request;
     let mut at = 0;
     let patches: Vec<Range<usize>> = patch_rows
         .iter()
@@ -117,10 +131,15 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
         .collect();
     let mut latents = noise * sampler.initial_scale();
     let mut histories = vec![History::default(); patches.len()];
-    let prompts: Vec<&TextEmbeddings> = [text].into_iter().chain(negative.map(|(text, _)| text)).collect();
-    let mut memories: Vec<Memory> = prompts.iter().map(|_| Memory::default()).collect();
+    let mut memories: Vec<Memory> = (0..3).map(|_| Memory::default()).collect();
+    let n_steps = sampler.timesteps().len();
     for (step, timestep) in sampler.timesteps().iter().copied().enumerate() {
         let noise = sampler.needs_noise(step).then(&mut *more_noise);
+        // each with the blocks that it leaves out; those of skip-layer guidance from the step before it counts
+        let at = |step: usize| skip_layers.filter(|skip| step < n_steps && skip.at(step, n_steps));
+        let prompts = [(text, &[][..])].into_iter().chain(negative.map(|(text, _)| (text, &[][..])));
+        let without = at(step).or(at(step + 1)).map(|skip| (text, &skip.blocks[..]));
+        let passes: Vec<(&TextEmbeddings, &[usize])> = prompts.chain(without).collect();
         let works: Vec<Option<usize>> = match step < warmup_steps {
             true => vec![None],
             false => (0..patches.len()).map(Some).collect(),
@@ -129,7 +148,7 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
             let tokens = patch.map_or(0..grid.n_tokens(), |patch| patches[patch].clone());
             let cut = |x: &Tensor<3>| x.clone().narrow(1, tokens.start, tokens.len());
             let mut predictions = Vec::new();
-            for (text, memory) in prompts.iter().zip(&mut memories) {
+            for ((text, left_out), memory) in passes.iter().zip(&mut memories) {
                 let n_txt = text.txt.n_tokens();
                 let places = dit.place(grid, n_txt).band(0..n_txt, tokens.clone());
                 let cond: Cond = dit.condition(Inputs { places: &places, timestep, text, guidance, size });
@@ -139,7 +158,7 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                 let img = dit.embed_img(cut(&sampler.model_input(step, latents.clone())), &places);
                 let mut x = Streams::new(with_txt.then(|| dit.embed_txt(text)), img);
                 let mut attn = Remembering { memory, patches: &patches, patch };
-                for block in 0..dit.spec().n_blocks {
+                for block in (0..dit.spec().n_blocks).filter(|block| !left_out.contains(block)) {
                     if text_anew_at.contains(&block) && first {
                         attn.memory.streams.insert(block, x.txt.clone());
                     } else if text_anew_at.contains(&block) {
@@ -153,7 +172,11 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                 None => predictions.remove(0),
                 Some((_, scale)) => {
                     let (with, without) = (predictions.remove(0), predictions.remove(0));
-                    without.clone() + (with - without) * scale
+                    let guided = without.clone() + (with.clone() - without) * scale;
+                    match (predictions.pop(), at(step)) {
+                        (Some(skipped), Some(skip)) => guided + (with - skipped) * skip.scale,
+                        _ => guided,
+                    }
                 }
             };
             for (i, patch_tokens) in patches.iter().enumerate() {

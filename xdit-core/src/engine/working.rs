@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{Cfg, Denoise, Team, guide};
+use super::{Cfg, Denoise, SkipLayers, Team, guide};
 use crate::comm::{CommError, Communicator, Posted, Sent, even_sizes};
 use crate::dit::{Cond, Ctx, Dit, Inputs, Pass, Places, Streams, TextEmbeddings};
 use crate::layout::TokenLayout;
@@ -128,13 +128,21 @@ impl<'t, 'r> Working<'t, 'r> {
 
     /// This rank's passes of a step: one per prompt that it predicts with, and on every rank one without the blocks of
     /// skip-layer guidance.
+    ///
+    /// Where there are stages, that one begins a step before it counts, so that it finds a previous step's keys and values.
     fn branches(&self, step: usize) -> Vec<Branch> {
         let mut all: Vec<_> = self.mine.iter().map(|&prompt| Branch { prompt, skips: false }).collect();
-        let skip = self.cfg.and_then(|cfg| cfg.skip_layers);
-        if skip.is_some_and(|skip| skip.at(step, self.sampler.timesteps().len())) {
+        let staged = self.team.stages.size() > 1;
+        if self.skip_layers(step).is_some() || (staged && self.skip_layers(step + 1).is_some()) {
             all.push(Branch { prompt: 0, skips: true });
         }
         all
+    }
+
+    /// Skip-layer guidance, where it takes place at this step.
+    fn skip_layers(&self, step: usize) -> Option<&'r SkipLayers> {
+        let n_steps = self.sampler.timesteps().len();
+        self.cfg.and_then(|cfg| cfg.skip_layers).filter(|skip| step < n_steps && skip.at(step, n_steps))
     }
 
     fn is_last(&self) -> bool {
@@ -258,7 +266,7 @@ impl<'t, 'r> Working<'t, 'r> {
                 let batch = both.dims()[0] / 2;
                 let (with, without) = (both.clone().narrow(0, 0, batch), both.narrow(0, batch, batch));
                 let guided = guide(with.clone(), without, cfg, self.team.sequence)?;
-                match (skipped, cfg.skip_layers) {
+                match (skipped, self.skip_layers(step)) {
                     (Some(skipped), Some(skip)) => guided + (with - skipped) * skip.scale,
                     _ => guided,
                 }
