@@ -88,10 +88,10 @@ pub struct SkipLayers {
 }
 
 impl SkipLayers {
-    /// Whether it takes place at this step.
+    /// Whether it takes place at this step; never behind the last one.
     pub fn at(&self, step: usize, n_steps: usize) -> bool {
-        let (step, n) = (step as f64, n_steps as f64);
-        step > n * self.start && step < n * self.stop
+        let (at, n) = (step as f64, n_steps as f64);
+        step < n_steps && at > n * self.start && at < n * self.stop
     }
 }
 

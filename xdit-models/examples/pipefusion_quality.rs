@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType};
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::stages::PipeFusion;
 use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
-use xdit_testing::picture::{Picture, mean_and_worst, psnr, ssim};
+use xdit_testing::picture::{Likeness, Picture};
 use xdit_testing::scene::{self, Scene};
 
 fn main() -> Result<()> {
@@ -23,8 +23,7 @@ fn main() -> Result<()> {
     if settings.is_empty() {
         settings = [2, 4, 8].iter().flat_map(|m| [0, 1, 2].map(|w| [2, *m, w])).collect();
     }
-    let captions = include_str!("../../xdit-testing/tiny-flux/captions.txt");
-    let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
+    let captions: Vec<_> = scene::HELD_OUT.lines().collect();
 
     let (want, score) = draw(&source, &captions, [1, 1, 0])?;
     println!(
@@ -33,14 +32,8 @@ fn main() -> Result<()> {
     println!("| one device | | {score} of {} | | |", captions.len());
     for setting in settings {
         let (got, score) = draw(&source, &captions, setting)?;
-        let pairs = || got.iter().zip(&want);
-        let (psnr, ssim): (Vec<f64>, Vec<f64>) = pairs().map(|(a, b)| (psnr(a, b), ssim(a, b))).unzip();
-        let ((psnr, worst_psnr), (ssim, worst_ssim)) = (mean_and_worst(&psnr), mean_and_worst(&ssim));
-        let [_, patches, warmup] = setting;
-        println!(
-            "| {patches} | {warmup} | {score} of {} | {psnr:.1} ({worst_psnr:.1}) | {ssim:.4} ({worst_ssim:.4}) |",
-            captions.len(),
-        );
+        let ([_, patches, warmup], likeness) = (setting, Likeness::of(&got, &want));
+        println!("| {patches} | {warmup} | {score} of {} | {likeness} |", captions.len());
     }
     Ok(())
 }

@@ -12,15 +12,11 @@ use xdit_core::noise::TorchGenerator;
 use xdit_core::ops::to_f32;
 use xdit_models::builtin;
 use xdit_models::components::{ALL_BLOCKS, Components};
-use xdit_models::pipeline::Options;
+use xdit_models::pipeline::{ModelSource, Options, Pipeline, Request, Settings};
 use xdit_models::registry;
 use xdit_testing::oracle::{Displaced, displaced};
-use xdit_testing::picture::{Picture, mean_and_worst, psnr, ssim};
+use xdit_testing::picture::{Likeness, Picture};
 use xdit_testing::scene::{self, Scene};
-
-const N_STEPS: usize = 28;
-const MAX_TXT_TOKENS: usize = 48;
-const SIDE: usize = 256;
 
 struct Way {
     name: String,
@@ -38,21 +34,26 @@ fn main() -> Result<()> {
     if settings.is_empty() {
         settings = vec![[4, 1]];
     }
+    let options = Options::on(Device::flex(), FloatDType::F32);
+    let pipeline = Pipeline::open(&ModelSource::Builtin, options.clone(), &mut ())?;
+    // an oracle takes the engine's place, so the pieces around it are put together here
     let folder = PipelineFolder::open(Source::Embedded(builtin::FILES))?;
     let architecture = registry::find(folder.class_name()).context("the built-in model's pipeline")?;
-    let components = Components::new(folder, Options::on(Device::flex(), FloatDType::F32));
-    let captions: Vec<_> = include_str!("../../xdit-testing/tiny-flux/captions.txt").lines().collect();
-    let texts = architecture.encode(&components, &captions, MAX_TXT_TOKENS, &mut ())?;
+    let components = Components::new(folder, options);
+    let captions: Vec<_> = scene::HELD_OUT.lines().collect();
+    let Settings { height, width, num_inference_steps: n_steps, max_sequence_length, .. } =
+        pipeline.settings(&Request::new(captions[0]))?;
+    let texts = architecture.encode(&components, &captions, max_sequence_length, &mut ())?;
     let (dit, _) = architecture.dit(&components, ALL_BLOCKS, &mut ())?;
     let vae = components.vae(&mut ())?;
     let geometry = architecture.geometry(&components)?;
-    let grid = geometry.grid(SIDE, SIDE);
-    let sampler = architecture.sampler(&components, N_STEPS, grid.n_tokens())?;
+    let grid = geometry.grid(height, width);
+    let sampler = architecture.sampler(&components, n_steps, grid.n_tokens())?;
 
     let draw = |way: &Way| -> Result<(Vec<Picture>, usize)> {
         let (mut pictures, mut right) = (Vec::new(), 0);
         for (i, (caption, text)) in captions.iter().zip(&texts).enumerate() {
-            let dims = geometry.latent_dims(SIDE, SIDE);
+            let dims = geometry.latent_dims(height, width);
             let noise = TorchGenerator::seeded(i as u64).randn(dims.iter().product());
             let request = Displaced {
                 noise: geometry.pack(Tensor::from_data(TensorData::new(noise, dims), &Device::flex())),
@@ -62,24 +63,24 @@ fn main() -> Result<()> {
                 negative: None,
                 skip_layers: None,
                 guidance: Some(0.0),
-                size: [SIDE, SIDE],
+                size: [height, width],
                 patch_rows: &even_sizes(grid.rows, way.n_patches),
                 warmup_steps: way.warmup_steps,
                 text_anew_at: &way.text_anew_at,
             };
             let latents = displaced(dit.as_ref(), sampler.as_ref(), request);
-            let picture = vae.decode_observed(geometry.unpack(latents, SIDE, SIDE), &mut ());
+            let picture = vae.decode_observed(geometry.unpack(latents, height, width), &mut ());
             let picture = to_f32(picture.expect("nobody cancels").permute([0, 2, 3, 1]));
             let values = picture.into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e}"))?;
             let rgb: Vec<u8> = values.iter().map(|x| ((x / 2.0 + 0.5) * 255.0).round_ties_even() as u8).collect();
             let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;
-            right += usize::from(scene::check(&scene, &rgb, SIDE, SIDE).is_ok());
-            pictures.push(Picture { width: SIDE, height: SIDE, rgb });
+            right += usize::from(scene::check(&scene, &rgb, width, height).is_ok());
+            pictures.push(Picture { width, height, rgb });
         }
         Ok((pictures, right))
     };
 
-    let mut ways = vec![Way { name: "one device".into(), n_patches: 1, warmup_steps: N_STEPS, text_anew_at: vec![] }];
+    let mut ways = vec![Way { name: "one device".into(), n_patches: 1, warmup_steps: n_steps, text_anew_at: vec![] }];
     for [n_patches, warmup_steps] in settings {
         let way = |name: &str, text_anew_at: &[usize]| Way {
             name: format!("{n_patches} patches, warm-up {warmup_steps}, text {name}"),
@@ -100,14 +101,7 @@ fn main() -> Result<()> {
             whole = pictures;
             continue;
         }
-        let pairs = || pictures.iter().zip(&whole);
-        let (psnr, ssim): (Vec<f64>, Vec<f64>) = pairs().map(|(a, b)| (psnr(a, b), ssim(a, b))).unzip();
-        let ((psnr, worst_psnr), (ssim, worst_ssim)) = (mean_and_worst(&psnr), mean_and_worst(&ssim));
-        println!(
-            "| {} | {right} of {} | {psnr:.1} ({worst_psnr:.1}) | {ssim:.4} ({worst_ssim:.4}) |",
-            way.name,
-            captions.len()
-        );
+        println!("| {} | {right} of {} | {} |", way.name, captions.len(), Likeness::of(&pictures, &whole));
     }
     Ok(())
 }

@@ -4,7 +4,6 @@
 //! classifier-free guidance away from an empty prompt.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, FloatDType};
@@ -14,12 +13,11 @@ use xdit_testing::scene::{self, Scene};
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let source = args.next().map_or(ModelSource::Builtin, |folder| ModelSource::Folder(folder.into()));
-    let captions = args
-        .next()
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../xdit-testing/tiny-flux/captions.txt"));
+    let captions = match args.next() {
+        Some(path) => std::fs::read_to_string(&path).with_context(|| path)?,
+        None => scene::HELD_OUT.into(),
+    };
     let cfg: Option<f32> = args.next().map(|scale| scale.parse()).transpose().context("CFG is not a number")?;
-    let captions = std::fs::read_to_string(&captions).with_context(|| captions.display().to_string())?;
     let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
 
     let options = Options::on(Device::flex(), FloatDType::F32);

@@ -136,7 +136,7 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
     for (step, timestep) in sampler.timesteps().iter().copied().enumerate() {
         let noise = sampler.needs_noise(step).then(&mut *more_noise);
         // each with the blocks that it leaves out; those of skip-layer guidance from the step before it counts
-        let at = |step: usize| skip_layers.filter(|skip| step < n_steps && skip.at(step, n_steps));
+        let at = |step: usize| skip_layers.filter(|skip| skip.at(step, n_steps));
         let prompts = [(text, &[][..])].into_iter().chain(negative.map(|(text, _)| (text, &[][..])));
         let without = at(step).or(at(step + 1)).map(|skip| (text, &skip.blocks[..]));
         let passes: Vec<(&TextEmbeddings, &[usize])> = prompts.chain(without).collect();

@@ -1,4 +1,6 @@
-//! How far two pictures are from each other.
+//! How far pictures are from each other.
+
+use std::fmt;
 
 /// A picture of 8-bit colours.
 pub struct Picture {
@@ -52,7 +54,27 @@ pub fn ssim(a: &Picture, b: &Picture) -> f64 {
     sum / n
 }
 
-/// Mean and least.
-pub fn mean_and_worst(x: &[f64]) -> (f64, f64) {
+/// How far pictures are from those that they should be; shown as two cells of a table, the means and the worst.
+pub struct Likeness {
+    psnr: Vec<f64>,
+    ssim: Vec<f64>,
+}
+
+impl Likeness {
+    /// Picture by picture.
+    pub fn of(got: &[Picture], want: &[Picture]) -> Self {
+        let (psnr, ssim) = got.iter().zip(want).map(|(a, b)| (psnr(a, b), ssim(a, b))).unzip();
+        Self { psnr, ssim }
+    }
+}
+
+impl fmt::Display for Likeness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((psnr, worst_psnr), (ssim, worst_ssim)) = (mean_and_worst(&self.psnr), mean_and_worst(&self.ssim));
+        write!(f, "{psnr:.1} ({worst_psnr:.1}) | {ssim:.4} ({worst_ssim:.4})")
+    }
+}
+
+fn mean_and_worst(x: &[f64]) -> (f64, f64) {
     (x.iter().sum::<f64>() / x.len() as f64, x.iter().copied().fold(f64::INFINITY, f64::min))
 }

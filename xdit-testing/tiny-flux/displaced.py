@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
-from train import image_ids, pack
+from train import PRESETS, image_ids, pack
 
-SIDE, TXT = 256, 48
+SIDE, TXT = PRESETS["full"].side, PRESETS["full"].t5_length
 ROWS = SIDE // 16
 
 
@@ -107,25 +107,24 @@ def main():
     pipe = FluxPipeline.from_pretrained(options.model, torch_dtype=torch.float32).to(device)
     attend = upstream.dispatch_attention_fn = Stale()
     with torch.no_grad():
-        words, pooled, text_ids = pipe.encode_prompt(captions, captions, max_sequence_length=TXT, device=device)
+        text = pipe.encode_prompt(captions, captions, max_sequence_length=TXT, device=device)
 
     def noise(seed):
         seeds = range(seed, seed + len(captions))
         each = [torch.randn(1, 16, 32, 32, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         return pack(torch.cat(each)).to(device)
 
+    noises = [noise(seed) for seed in options.seeds]
     settings = [(1, 0)] + [tuple(map(int, setting.split(":"))) for setting in options.settings]
     for n_steps, mu in itertools.product(options.steps, options.shift):
         sigmas = [math.exp(mu) / (math.exp(mu) + n_steps / (n_steps - i) - 1) for i in range(n_steps)] + [0.0]
-        whole = []
+        whole = None
         for n_patches, warmup in settings:
-            right, likeness = 0, []
-            for i, seed in enumerate(options.seeds):
-                text = (words, pooled, text_ids)
-                pictures = draw(pipe, attend, text, noise(seed), sigmas, n_patches, warmup)
-                whole.append(pictures)
-                likeness.append(psnr(pictures, whole[i]))
-                right += evaluate.score(captions, pictures)[1]["all"][0]
+            drawn = [draw(pipe, attend, text, noise.clone(), sigmas, n_patches, warmup) for noise in noises]
+            # The first setting is one device.
+            whole = whole or drawn
+            likeness = [psnr(*pair) for pair in zip(drawn, whole)]
+            right = sum(evaluate.score(captions, pictures)[1]["all"][0] for pictures in drawn)
             count = len(captions) * len(options.seeds)
             print(
                 f"{n_steps} steps, shift {mu}, patches {n_patches}, warm-up {warmup}: {right} of {count} right "

@@ -142,7 +142,7 @@ impl<'t, 'r> Working<'t, 'r> {
     /// Skip-layer guidance, where it takes place at this step.
     fn skip_layers(&self, step: usize) -> Option<&'r SkipLayers> {
         let n_steps = self.sampler.timesteps().len();
-        self.cfg.and_then(|cfg| cfg.skip_layers).filter(|skip| step < n_steps && skip.at(step, n_steps))
+        self.cfg.and_then(|cfg| cfg.skip_layers).filter(|skip| skip.at(step, n_steps))
     }
 
     fn is_last(&self) -> bool {
