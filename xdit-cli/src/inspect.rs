@@ -4,7 +4,8 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_models::{builtin, registry};
+use xdit_models::builtin;
+use xdit_models::pipeline::registry;
 
 use crate::args::Inspect;
 

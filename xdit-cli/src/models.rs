@@ -1,7 +1,7 @@
 //! `xdit models`.
 
 use anyhow::Result;
-use xdit_models::registry::ARCHITECTURES;
+use xdit_models::pipeline::registry::ARCHITECTURES;
 
 pub fn run() -> Result<()> {
     println!("{:<24} models", "pipeline");

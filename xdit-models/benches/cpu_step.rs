@@ -11,7 +11,7 @@ use xdit_attn::Local;
 use xdit_core::checkpoint::{Loader, Weights};
 use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::engine::forward;
-use xdit_models::flux::{Flux, FluxConfig};
+use xdit_models::dit::flux::{Flux, FluxConfig};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

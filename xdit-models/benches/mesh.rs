@@ -15,8 +15,8 @@ use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_core::stages::stages;
-use xdit_models::flux::{Flux, FluxConfig};
-use xdit_models::ranks::{Run, Setup, Stage, denoise_all};
+use xdit_models::dit::flux::{Flux, FluxConfig};
+use xdit_models::pipeline::ranks::{Run, Setup, Stage, denoise_all};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -9,12 +9,12 @@ use xdit_core::checkpoint::Loader;
 use xdit_core::dit::{Ctx, Dit, Inputs, Streams, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::engine::forward;
 use xdit_core::folder::{PipelineFolder, Source};
+use xdit_models::dit::flux::Flux;
+use xdit_models::dit::hunyuan_dit::HunyuanDit;
+use xdit_models::dit::pixart::PixArt;
+use xdit_models::dit::sd3::Sd3;
 use xdit_models::error::ModelError;
-use xdit_models::flux::Flux;
-use xdit_models::hunyuan_dit::HunyuanDit;
-use xdit_models::latents::Geometry;
-use xdit_models::pixart::PixArt;
-use xdit_models::sd3::Sd3;
+use xdit_models::pipeline::geometry::Geometry;
 use xdit_testing::golden::{self, Golden, assert_rel_l2};
 
 /// f32 sums in another order, through a handful of blocks.

@@ -4,10 +4,10 @@ use burn::tensor::{Device, FloatDType};
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_models::bert::{Bert, BertConfig};
-use xdit_models::clip::{ClipText, ClipTextConfig};
 use xdit_models::error::ModelError;
-use xdit_models::t5::{T5Config, T5Encoder};
+use xdit_models::text::bert::{Bert, BertConfig};
+use xdit_models::text::clip::{ClipText, ClipTextConfig};
+use xdit_models::text::t5::{T5Config, T5Encoder};
 use xdit_testing::golden::{self, Golden, assert_rel_l2};
 
 /// f32 on both sides, sums in another order.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_models::tokenizer::Tokenizer;
+use xdit_models::text::tokenizer::Tokenizer;
 use xdit_testing::golden::{self, Golden};
 
 #[track_caller]

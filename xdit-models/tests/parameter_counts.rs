@@ -8,15 +8,15 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use xdit_core::checkpoint::{Loader, Weights};
-use xdit_models::autoencoder_kl::AutoencoderKl;
-use xdit_models::bert::Bert;
-use xdit_models::clip::ClipText;
+use xdit_models::dit::flux::Flux;
+use xdit_models::dit::hunyuan_dit::HunyuanDit;
+use xdit_models::dit::pixart::PixArt;
+use xdit_models::dit::sd3::Sd3;
 use xdit_models::error::ModelError;
-use xdit_models::flux::Flux;
-use xdit_models::hunyuan_dit::HunyuanDit;
-use xdit_models::pixart::PixArt;
-use xdit_models::sd3::Sd3;
-use xdit_models::t5::T5Encoder;
+use xdit_models::text::bert::Bert;
+use xdit_models::text::clip::ClipText;
+use xdit_models::text::t5::T5Encoder;
+use xdit_models::vae::autoencoder_kl::AutoencoderKl;
 use xdit_testing::golden;
 
 #[derive(Deserialize)]

@@ -14,13 +14,13 @@ use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{self, Flow, Sampler};
 use xdit_core::stages::{PipeFusion, stages};
+use xdit_models::dit::flux::Flux;
+use xdit_models::dit::hunyuan_dit::HunyuanDit;
+use xdit_models::dit::pixart::PixArt;
+use xdit_models::dit::sd3::Sd3;
 use xdit_models::error::ModelError;
-use xdit_models::flux::Flux;
-use xdit_models::hunyuan_dit::HunyuanDit;
+use xdit_models::pipeline::ranks::{self, Denoised, Run, Setup, Stage};
 use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
-use xdit_models::pixart::PixArt;
-use xdit_models::ranks::{self, Denoised, Run, Setup, Stage};
-use xdit_models::sd3::Sd3;
 use xdit_testing::golden::{self, Golden};
 use xdit_testing::oracle::{Displaced, displaced};
 

@@ -8,21 +8,11 @@ use xdit_core::layout::TokenLayout;
 use xdit_core::mesh::{Axis, Mesh};
 use xdit_core::sampler::Sampler;
 
-use super::{Applied, Options, Pipeline, PipelineError, Request, Settings};
-
-/// What a rank holds in memory for the blocks of the transformer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RankMemory {
-    /// Its pipeline stage.
-    pub stage: usize,
-    /// Numbers of the blocks.
-    pub blocks: Range<usize>,
-    /// The checkpoint's bytes of the transformer's weights that the stage reads. Ranks of a stage share them where they
-    /// share a device.
-    pub weight_bytes: u64,
-    /// Keys and values that are kept from step to step.
-    pub kept_bytes: u64,
-}
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::generate::{Applied, Pipeline};
+use crate::pipeline::memory::RankMemory;
+use crate::pipeline::options::Options;
+use crate::pipeline::request::{Request, Settings};
 
 /// How a request would be shared out.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,9 +3,6 @@
 use burn::tensor::Tensor;
 use xdit_core::dit::TokenGrid;
 
-use crate::components::Components;
-use crate::pipeline::PipelineError;
-
 /// How pictures, latents and tokens relate in a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -23,8 +20,8 @@ pub struct Geometry {
 
 impl Geometry {
     /// Of a transformer that takes latents as a picture, `patch` by `patch` latent pixels a token.
-    pub(crate) fn of(components: &Components, channels: usize, patch: usize) -> Result<Self, PipelineError> {
-        Ok(Self { vae_scale: components.vae_scale()?, patch, channels, max_tokens: None, packed: false })
+    pub fn unpacked(vae_scale: usize, channels: usize, patch: usize) -> Self {
+        Self { vae_scale, patch, channels, max_tokens: None, packed: false }
     }
 
     /// What heights and widths must be multiples of.

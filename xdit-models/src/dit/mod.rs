@@ -1,5 +1,12 @@
-//! Pieces that several transformers are made of: what `embeddings.py`, `normalization.py` and `attention.py` are
-//! upstream (`src/diffusers/models`), as far as the models here need them.
+//! Diffusion transformers, one file each.
+//!
+//! Here are the pieces that several of them are made of: what `embeddings.py`, `normalization.py` and `attention.py` are
+//! upstream (`src/diffusers/models`), as far as the models need them.
+
+pub mod flux;
+pub mod hunyuan_dit;
+pub mod pixart;
+pub mod sd3;
 
 use std::ops::Range;
 

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, Linear, attention, geglu, merge_heads, rms_norm, split_heads, to_dtype, to_f32};
 
-use crate::clip::embed;
 use crate::error::{ModelError, positive};
+use crate::text::{embed, hide};
 
 /// `text_encoder_2/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -243,13 +243,6 @@ fn bucket(distance: i64, n_buckets: usize, far: usize) -> usize {
     let scale = (far as f64 / exact as f64).ln() as f32;
     let log = (distance as f32 / exact as f32).ln() / scale * (n - exact) as f32;
     first + (exact + log as usize).min(n - 1)
-}
-
-/// `[batch, 1, 1, tokens]`, on the device of `like`: `-inf` at tokens that may not be looked at.
-pub(crate) fn hide<const D: usize>(mask: &[Vec<bool>], like: &Tensor<D>) -> Tensor<4> {
-    let values: Vec<f32> = mask.iter().flatten().map(|seen| if *seen { 0.0 } else { f32::NEG_INFINITY }).collect();
-    let dims = [mask.len(), 1, 1, mask[0].len()];
-    Tensor::from_data(TensorData::new(values, dims), (&like.device(), DType::F32))
 }
 
 #[cfg(test)]

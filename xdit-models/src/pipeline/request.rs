@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use xdit_core::engine::SkipLayers;
 
-use crate::binning::Binning;
-use crate::latents::Geometry;
+use crate::pipeline::binning::Binning;
+use crate::pipeline::geometry::Geometry;
 
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error, PartialEq)]

@@ -9,13 +9,14 @@ use burn::tensor::{DType, Tensor};
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
-use crate::clip::{ClipText, ClipTextConfig};
-use crate::components::{Components, each};
-use crate::latents::Geometry;
-use crate::pipeline::{Defaults, PipelineError};
-use crate::registry::Architecture;
-use crate::sd3::{Sd3, Sd3Config};
-use crate::tokenizer::Encoded;
+use crate::dit::sd3::{Sd3, Sd3Config};
+use crate::pipeline::architecture::Architecture;
+use crate::pipeline::components::{Components, each};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::Defaults;
+use crate::text::clip::{ClipText, ClipTextConfig};
+use crate::text::tokenizer::Encoded;
 
 /// Stable Diffusion 3 and 3.5.
 pub struct Sd3Pipeline;
@@ -47,7 +48,7 @@ impl Architecture for Sd3Pipeline {
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
         let transformer: Sd3Config = components.config("transformer")?;
-        let geometry = Geometry::of(components, transformer.in_channels, transformer.patch_size)?;
+        let geometry = Geometry::unpacked(components.vae_scale()?, transformer.in_channels, transformer.patch_size);
         Ok(Geometry { max_tokens: Some(transformer.pos_embed_max_size), ..geometry })
     }
 

@@ -13,11 +13,11 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
-use crate::error::{ModelError, positive};
-use crate::parts::{
+use crate::dit::{
     Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, continuous_norm, load_patch_embed,
     load_proj_out, project_heads, sinusoids, spec,
 };
+use crate::error::{ModelError, positive};
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]

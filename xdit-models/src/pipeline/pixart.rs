@@ -8,12 +8,13 @@ use std::ops::Range;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
-use crate::binning::Binning;
-use crate::components::Components;
-use crate::latents::Geometry;
-use crate::pipeline::{Defaults, PipelineError};
-use crate::pixart::{PixArt, PixArtConfig};
-use crate::registry::Architecture;
+use crate::dit::pixart::{PixArt, PixArtConfig};
+use crate::pipeline::architecture::Architecture;
+use crate::pipeline::binning::Binning;
+use crate::pipeline::components::Components;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::Defaults;
 
 /// Either of the two, which differ in little but their names.
 pub struct PixArtPipeline {
@@ -63,7 +64,7 @@ impl Architecture for PixArtPipeline {
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
         let transformer: PixArtConfig = components.config("transformer")?;
-        Geometry::of(components, transformer.in_channels, transformer.patch_size)
+        Ok(Geometry::unpacked(components.vae_scale()?, transformer.in_channels, transformer.patch_size))
     }
 
     fn binning(&self, components: &Components) -> Result<Option<Binning>, PipelineError> {

@@ -1,4 +1,4 @@
-//! The pipelines that are built, keyed by `_class_name` of `model_index.json`.
+//! What differs between pipelines.
 
 use std::ops::Range;
 
@@ -6,23 +6,11 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
-use crate::binning::Binning;
-use crate::components::Components;
-use crate::flux_pipeline::FluxPipeline;
-use crate::hunyuan_dit_pipeline::HunyuanDitPipeline;
-use crate::latents::Geometry;
-use crate::pipeline::{Defaults, PipelineError};
-use crate::pixart_pipeline::{PIXART_ALPHA, PIXART_SIGMA};
-use crate::sd3_pipeline::Sd3Pipeline;
-
-/// All of them.
-pub const ARCHITECTURES: &[&dyn Architecture] =
-    &[&FluxPipeline, &Sd3Pipeline, &PIXART_ALPHA, &PIXART_SIGMA, &HunyuanDitPipeline];
-
-/// The pipeline of this class, if it is built.
-pub fn find(class_name: &str) -> Option<&'static dyn Architecture> {
-    ARCHITECTURES.iter().copied().find(|a| a.class_name() == class_name)
-}
+use crate::pipeline::binning::Binning;
+use crate::pipeline::components::Components;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::Defaults;
 
 /// What `guidance_scale` means to a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +23,7 @@ pub enum Guidance {
 }
 
 /// What differs between pipelines: which encoders, which latents, which conditioning, which sampler.
-/// [`crate::pipeline::Pipeline`] holds what does not.
+/// [`Pipeline`](crate::pipeline::Pipeline) holds what does not.
 pub trait Architecture: Sync {
     /// `_class_name` upstream.
     fn class_name(&self) -> &'static str;

@@ -1,175 +1,46 @@
 //! From a request to pictures: the order of things, the same for every architecture.
 
-mod plan;
+use std::ops::{ControlFlow, Range};
 
-use std::ops::Range;
-use std::path::PathBuf;
-
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use xdit_core::checkpoint::LoadError;
 use xdit_core::dit::{DitSpec, TextEmbeddings};
-use xdit_core::engine::{Cfg, Denoise, EngineError};
+use xdit_core::engine::{Cfg, Denoise};
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_core::mesh::{Axis, Mesh, ParallelConfig, PlanError, PlanFacts};
+use xdit_core::mesh::{Axis, Mesh, PlanFacts};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::observer::{Observer, Phase};
-use xdit_core::sampler::SamplerError;
-use xdit_core::stages::{PipeFusion, stages};
+use xdit_core::stages::stages;
 
-use crate::autoencoder_kl::AutoencoderKl;
-use crate::binning::{self, Binning};
-use crate::components::{ALL_BLOCKS, Components};
-use crate::error::ModelError;
-use crate::hub::HubError;
-use crate::latents::Geometry;
-use crate::ranks::{self, Denoised, Run, Setup, Stage};
-use crate::registry::{self, Architecture, Guidance};
-use crate::tokenizer::TokenizerError;
+use crate::pipeline::architecture::{Architecture, Guidance};
+use crate::pipeline::binning::{self, Binning};
+use crate::pipeline::components::{ALL_BLOCKS, Components};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::memory::RankMemory;
+use crate::pipeline::options::{ModelSource, Options};
+use crate::pipeline::ranks::{self, Denoised, Run, Setup, Stage};
+use crate::pipeline::registry;
+use crate::pipeline::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
+use crate::vae::autoencoder_kl::AutoencoderKl;
 use crate::{builtin, hub};
 
-pub use self::plan::{Plan, RankMemory};
-pub use crate::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
-
-/// Where a pipeline comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ModelSource {
-    /// The small model inside the program.
-    Builtin,
-    /// A diffusers pipeline folder.
-    Folder(PathBuf),
-    /// A repository of the Hugging Face hub.
-    Hub {
-        /// `owner/name`
-        id: String,
-        /// Branch, tag or commit.
-        revision: Option<String>,
-    },
-}
-
-impl ModelSource {
-    /// A folder that exists, else a hub id `owner/name`, else a folder that does not exist.
-    pub fn parse(model: &str) -> Self {
-        let is_id = model.split('/').count() == 2
-            && model.split('/').all(|part| {
-                !part.is_empty()
-                    && !part.starts_with('.')
-                    && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            });
-        if is_id && !PathBuf::from(model).exists() {
-            Self::Hub { id: model.into(), revision: None }
-        } else {
-            Self::Folder(model.into())
-        }
-    }
-}
-
-/// How to open a pipeline.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where everything is computed.
-    pub device: Device,
-    /// Precision of weights and activations; norms, softmax, samplers and latents are f32 in any case.
-    pub dtype: FloatDType,
-    /// The checkpoint's variant, such as `fp16`.
-    pub variant: Option<String>,
-    /// How many ranks share a request, and how. All are threads of this process on `device`.
-    pub parallel: ParallelConfig,
-    /// How pipeline stages work on a picture, where there are several.
-    pub pipefusion: PipeFusion,
-}
-
-impl Options {
-    /// On one rank.
-    pub fn on(device: Device, dtype: FloatDType) -> Self {
-        let (parallel, pipefusion) = (ParallelConfig::default(), PipeFusion::default());
-        Self { device, dtype, variant: None, parallel, pipefusion }
-    }
-}
-
-/// Why there is no picture. Each message is one line.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// The folder or a checkpoint in it.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A model's configuration.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A tokenizer's files.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// A scheduler's configuration, or the number of steps.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-    /// The hub.
-    #[error(transparent)]
-    Hub(#[from] HubError),
-    /// The mesh does not fit the request.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The denoising loop.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The request cannot be served by this model.
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    /// `model_index.json` names a pipeline that is not built.
-    #[error("{} holds a {class}, which is not supported; supported are {supported}", path.display())]
-    UnknownPipeline {
-        /// The folder.
-        path: PathBuf,
-        /// Its class.
-        class: String,
-        /// What there is.
-        supported: String,
-    },
-    /// A component has a class that this pipeline cannot run.
-    #[error("{component} is a {found}; this pipeline runs {expected}")]
-    UnknownClass {
-        /// The component.
-        component: String,
-        /// Its class.
-        found: String,
-        /// What would run.
-        expected: &'static str,
-    },
-    /// The observer asked for it.
-    #[error("cancelled during {0}")]
-    Cancelled(Phase),
-    /// The picture overflowed.
-    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try --dtype bf16 or f32")]
-    NotFinite {
-        /// NaN and infinite values.
-        n_bad: usize,
-        /// Values in all.
-        n: usize,
-    },
-    /// The device could not give a result back.
-    #[error("reading {what} from the device failed: {message}")]
-    Read {
-        /// Which result.
-        what: &'static str,
-        /// What the device says.
-        message: String,
-    },
-}
-
 /// A request's guidance, as the engine takes it.
-struct Applied {
+pub(super) struct Applied {
     /// What a distilled model is told.
-    told: Option<f32>,
+    pub(super) told: Option<f32>,
     /// Of classifier-free guidance.
-    scale: f32,
+    pub(super) scale: f32,
     /// Whether there is any.
-    guided: bool,
+    pub(super) guided: bool,
 }
 
 /// An opened pipeline.
 pub struct Pipeline {
-    components: Components,
-    architecture: &'static dyn Architecture,
-    geometry: Geometry,
-    spec: DitSpec,
+    pub(super) components: Components,
+    pub(super) architecture: &'static dyn Architecture,
+    pub(super) geometry: Geometry,
+    pub(super) spec: DitSpec,
     binning: Option<Binning>,
     defaults: Defaults,
     // read by the first request and kept for the next
@@ -243,6 +114,26 @@ impl Pipeline {
     /// # Errors
     /// A request that cannot be served, weights that cannot be read, a cancelled or failed denoising loop.
     pub fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Vec<Output>, PipelineError> {
+        let mut all = Vec::new();
+        self.generate_each(request, observer, &mut |output| {
+            all.push(output);
+            ControlFlow::Continue(())
+        })?;
+        all.sort_by_key(|output| (output.prompt, output.image));
+        Ok(all)
+    }
+
+    /// Draws all pictures of a request and hands each over as soon as it is done, in whatever order that is. A break ends
+    /// the request as cancelled.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); what was handed over before stays good.
+    pub fn generate_each(
+        &mut self,
+        request: &Request,
+        observer: &mut dyn Observer,
+        each: &mut dyn FnMut(Output) -> ControlFlow<()>,
+    ) -> Result<(), PipelineError> {
         let settings = self.settings(request)?;
         let guidance = self.guidance(request, &settings, observer);
         let [height, width] = settings.drawn;
@@ -299,7 +190,6 @@ impl Pipeline {
         };
         self.ranks = kept_bytes.into_iter().enumerate().map(memory).collect();
 
-        let mut results = Vec::with_capacity(n);
         for (i, latents) in all.into_iter().enumerate() {
             let (prompt, image, seed) = (i / request.num_images, i % request.num_images, seed(i));
             let content = match request.output {
@@ -312,9 +202,11 @@ impl Pipeline {
                     Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? }
                 }
             };
-            results.push(Output { prompt, image, seed, content });
+            if each(Output { prompt, image, seed, content }).is_break() {
+                return Err(PipelineError::Cancelled(Phase::Decode));
+            }
         }
-        Ok(results)
+        Ok(())
     }
 
     /// What each rank of the last request held.
@@ -323,7 +215,7 @@ impl Pipeline {
     }
 
     /// The blocks of each stage.
-    fn blocks(&self) -> Result<Vec<Range<usize>>, PipelineError> {
+    pub(super) fn blocks(&self) -> Result<Vec<Range<usize>>, PipelineError> {
         let Options { parallel, pipefusion, .. } = &self.components.options;
         let costs = self.architecture.costs(&self.components)?;
         Ok(stages(&costs, parallel.pipefusion, pipefusion.split.as_deref())?)
@@ -340,7 +232,7 @@ impl Pipeline {
     }
 
     /// How the request is shared out: the ranks, and the number of patches.
-    fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<(Mesh, usize), PipelineError> {
+    pub(super) fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<(Mesh, usize), PipelineError> {
         let Options { parallel, pipefusion, .. } = &self.components.options;
         let [height, width] = settings.drawn;
         let n_patches = match parallel.pipefusion {
@@ -361,7 +253,7 @@ impl Pipeline {
     }
 
     /// What the request's scales mean to this model.
-    fn guidance(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) -> Applied {
+    pub(super) fn guidance(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) -> Applied {
         let given = !request.negative_prompts.is_empty();
         let (told, name, scale, guided) = match self.architecture.guidance() {
             Guidance::Told => {

@@ -12,10 +12,10 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
 
-use crate::error::ModelError;
-use crate::parts::{
+use crate::dit::{
     ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, modulation, project_heads,
 };
+use crate::error::ModelError;
 
 /// `transformer/config.json`; field names are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]

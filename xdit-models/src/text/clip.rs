@@ -3,12 +3,13 @@
 //! Mirrors `src/transformers/models/clip/modeling_clip.py`. Every layer's output is kept, as pipelines differ in which
 //! one they take; FLUX takes the pooled vector alone.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, positive};
+use crate::text::embed;
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -215,21 +216,6 @@ impl EncoderLayer {
         let y = self.fc1.forward_act(self.layer_norm2.forward(x.clone()), self.act);
         x + self.fc2.forward(y)
     }
-}
-
-/// Rows of an embedding.
-///
-/// - `weight`: `[vocab_size, d_model]`
-pub(crate) fn embed(weight: &Tensor<2>, ids: &[Vec<u32>]) -> Tensor<3> {
-    let [vocab_size, d] = weight.dims();
-    let (b, n) = (ids.len(), ids[0].len());
-    let flat: Vec<i32> = ids.iter().flatten().map(|id| *id as i32).collect();
-    assert_eq!(flat.len(), b * n, "texts of one batch have equally many tokens");
-    if let Some(id) = flat.iter().find(|id| !(0..vocab_size as i64).contains(&i64::from(**id))) {
-        panic!("token {id} is not in a vocabulary of {vocab_size}");
-    }
-    let at = Tensor::<1, Int>::from_data(TensorData::new(flat, [b * n]), (&weight.device(), DType::I32));
-    weight.clone().select(0, at).reshape([b, n, d])
 }
 
 /// `[1, 1, n, n]`: 0 where a token may look, at itself and what is before it; `-inf` elsewhere.

@@ -8,13 +8,14 @@ use std::slice::from_ref;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
-use crate::bert::{Bert, BertConfig};
-use crate::binning::Binning;
-use crate::components::{Components, each};
-use crate::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
-use crate::latents::Geometry;
-use crate::pipeline::{Defaults, PipelineError};
-use crate::registry::Architecture;
+use crate::dit::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
+use crate::pipeline::architecture::Architecture;
+use crate::pipeline::binning::Binning;
+use crate::pipeline::components::{Components, each};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::Defaults;
+use crate::text::bert::{Bert, BertConfig};
 
 /// HunyuanDiT.
 pub struct HunyuanDitPipeline;
@@ -41,7 +42,7 @@ impl Architecture for HunyuanDitPipeline {
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
         let transformer: HunyuanDitConfig = components.config("transformer")?;
-        Geometry::of(components, transformer.in_channels, transformer.patch_size)
+        Ok(Geometry::unpacked(components.vae_scale()?, transformer.in_channels, transformer.patch_size))
     }
 
     fn binning(&self, _components: &Components) -> Result<Option<Binning>, PipelineError> {

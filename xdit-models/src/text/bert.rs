@@ -7,9 +7,8 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
-use crate::clip::embed;
 use crate::error::{ModelError, positive};
-use crate::t5::hide;
+use crate::text::{embed, hide};
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]

@@ -11,11 +11,12 @@ use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::{self, Flow, Sampler};
 
-use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::error::ModelError;
-use crate::pipeline::{Options, PipelineError};
-use crate::t5::{T5Config, T5Encoder};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::options::Options;
+use crate::text::t5::{T5Config, T5Encoder};
+use crate::text::tokenizer::{Encoded, Tokenizer};
+use crate::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 
 /// Every block of a transformer, however many there are.
 pub const ALL_BLOCKS: Range<usize> = 0..usize::MAX;

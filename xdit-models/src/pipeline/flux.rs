@@ -9,13 +9,14 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
-use crate::autoencoder_kl::AutoencoderKlConfig;
-use crate::clip::{ClipText, ClipTextConfig};
-use crate::components::{Components, each};
-use crate::flux::{Flux, FluxConfig};
-use crate::latents::Geometry;
-use crate::pipeline::{Defaults, PipelineError};
-use crate::registry::{Architecture, Guidance};
+use crate::dit::flux::{Flux, FluxConfig};
+use crate::pipeline::architecture::{Architecture, Guidance};
+use crate::pipeline::components::{Components, each};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::Defaults;
+use crate::text::clip::{ClipText, ClipTextConfig};
+use crate::vae::autoencoder_kl::AutoencoderKlConfig;
 
 /// FLUX.1 dev and schnell.
 pub struct FluxPipeline;

@@ -13,12 +13,12 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
-use crate::error::{ModelError, positive};
-use crate::parts::{
+use crate::dit::{
     Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts,
     project_heads, sincos_2d, spec,
 };
-use crate::t5::hide;
+use crate::error::{ModelError, positive};
+use crate::text::hide;
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]

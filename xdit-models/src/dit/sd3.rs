@@ -13,11 +13,11 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
-use crate::error::{ModelError, positive};
-use crate::parts::{
+use crate::dit::{
     ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed,
     load_proj_out, modulation, project_heads, spec,
 };
+use crate::error::{ModelError, positive};
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,0 +1,30 @@
+//! Prompt to picture: pipelines, what differs between them, and what they are asked for.
+//!
+//! [`Pipeline`] holds what all pipelines share; what differs is an [`architecture::Architecture`], one file each
+//! ([`flux`], [`sd3`], [`pixart`], [`hunyuan_dit`]), found by its class name in [`registry`].
+
+pub mod architecture;
+pub mod binning;
+pub mod components;
+pub mod error;
+pub mod geometry;
+pub mod options;
+pub mod ranks;
+pub mod registry;
+pub mod request;
+
+pub mod flux;
+pub mod hunyuan_dit;
+pub mod pixart;
+pub mod sd3;
+
+mod generate;
+mod memory;
+mod plan;
+
+pub use self::error::PipelineError;
+pub use self::generate::Pipeline;
+pub use self::memory::RankMemory;
+pub use self::options::{ModelSource, Options};
+pub use self::plan::Plan;
+pub use self::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};

@@ -1,0 +1,63 @@
+//! Where a pipeline comes from and how it is opened.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, FloatDType};
+use xdit_core::mesh::ParallelConfig;
+use xdit_core::stages::PipeFusion;
+
+/// Where a pipeline comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The small model inside the program.
+    Builtin,
+    /// A diffusers pipeline folder.
+    Folder(PathBuf),
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `owner/name`
+        id: String,
+        /// Branch, tag or commit.
+        revision: Option<String>,
+    },
+}
+
+impl ModelSource {
+    /// A folder that exists, else a hub id `owner/name`, else a folder that does not exist.
+    pub fn parse(model: &str) -> Self {
+        let is_id = model.split('/').count() == 2
+            && model.split('/').all(|part| {
+                !part.is_empty()
+                    && !part.starts_with('.')
+                    && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            });
+        if is_id && !PathBuf::from(model).exists() {
+            Self::Hub { id: model.into(), revision: None }
+        } else {
+            Self::Folder(model.into())
+        }
+    }
+}
+
+/// How to open a pipeline.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything is computed.
+    pub device: Device,
+    /// Precision of weights and activations; norms, softmax, samplers and latents are f32 in any case.
+    pub dtype: FloatDType,
+    /// The checkpoint's variant, such as `fp16`.
+    pub variant: Option<String>,
+    /// How many ranks share a request, and how. All are threads of this process on `device`.
+    pub parallel: ParallelConfig,
+    /// How pipeline stages work on a picture, where there are several.
+    pub pipefusion: PipeFusion,
+}
+
+impl Options {
+    /// On one rank.
+    pub fn on(device: Device, dtype: FloatDType) -> Self {
+        let (parallel, pipefusion) = (ParallelConfig::default(), PipeFusion::default());
+        Self { device, dtype, variant: None, parallel, pipefusion }
+    }
+}

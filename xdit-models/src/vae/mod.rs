@@ -1,0 +1,3 @@
+//! Decoders from latents to pictures.
+
+pub mod autoencoder_kl;
