@@ -11,9 +11,12 @@ mod ring;
 mod stale;
 mod ulysses;
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::Attention;
+use xdit_core::layout::Shares;
 
 pub use local::Local;
 pub use ring::Ring;
@@ -24,12 +27,23 @@ pub use ulysses::Ulysses;
 pub trait Attend {
     /// - `q`: `[batch, heads, queries, head_dim]`
     /// - `kv`: `[2 batch, keys, heads, head_dim]`, the keys of the whole batch, then the values
+    /// - `n_keys`: how many keys there are on each rank of the ring, this one among them
     ///
     /// Returns what is shaped like `q`.
     ///
     /// # Errors
     /// A peer that failed, left or kept silent.
-    fn attend(&self, q: Tensor<4>, kv: Tensor<4>) -> Result<Tensor<4>, CommError>;
+    fn attend(&self, q: Tensor<4>, kv: Tensor<4>, n_keys: &[usize]) -> Result<Tensor<4>, CommError>;
+
+    /// This rank's place in the ring.
+    fn ring_rank(&self) -> usize {
+        0
+    }
+
+    /// How many ranks the ring has.
+    fn ring_size(&self) -> usize {
+        1
+    }
 }
 
 /// Keys and values `[batch, heads, tokens, head_dim]` as [`Attend`] takes them: heads are a view of memory that lies
@@ -38,13 +52,32 @@ fn keys_and_values(k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     Tensor::cat(vec![k.swap_dims(1, 2), v.swap_dims(1, 2)], 0)
 }
 
+/// How many tokens each rank of a ring has in a sequence: those of the ranks that trade heads with it.
+///
+/// - `with_txt`: whether the text's tokens are among them
+fn ring_tokens(shares: &Shares, size: usize, with_txt: bool, patches: Range<usize>) -> Vec<usize> {
+    let of_rank = |rank: usize| {
+        let txt = if with_txt { shares.txt(rank).len() } else { 0 };
+        txt + patches.clone().map(|patch| shares.img(patch, rank).len()).sum::<usize>()
+    };
+    (0..size).map(|ring| shares.group(ring).map(of_rank).sum()).collect()
+}
+
+/// What a softmax's scores are scaled with.
+fn scale(head_dim: usize) -> f64 {
+    (head_dim as f64).powf(-0.5)
+}
+
 /// The strategy of a rank in these groups: [`Ulysses`] around [`Ring`], without what a group of one has no use for.
 pub fn usp(ulysses: Box<dyn Communicator>, ring: Box<dyn Communicator>) -> Box<dyn Attention> {
     match (ulysses.size(), ring.size()) {
         (1, 1) => Box::new(Local),
         (1, _) => Box::new(Ring::new(ring)),
         (_, 1) => Box::new(Ulysses::new(ulysses, Local)),
-        _ => Box::new(Ulysses::new(ulysses, Ring::new(ring))),
+        _ => {
+            let place = ring.rank();
+            Box::new(Ulysses::new(ulysses, Ring::new(ring)).in_ring(place))
+        }
     }
 }
 
@@ -54,7 +87,10 @@ pub fn pipefusion(ulysses: Box<dyn Communicator>, ring: Box<dyn Communicator>) -
         (1, 1) => Box::new(StaleKv::new(Local)),
         (1, _) => Box::new(StaleKv::new(Ring::new(ring))),
         (_, 1) => Box::new(Ulysses::new(ulysses, StaleKv::new(Local))),
-        _ => Box::new(Ulysses::new(ulysses, StaleKv::new(Ring::new(ring)))),
+        _ => {
+            let place = ring.rank();
+            Box::new(Ulysses::new(ulysses, StaleKv::new(Ring::new(ring))).in_ring(place))
+        }
     }
 }
 

@@ -2,11 +2,10 @@
 
 use burn::tensor::Tensor;
 use xdit_core::comm::{CommError, Communicator, Stats};
-use xdit_core::dit::{Attention, JointOut, Qkv, Site};
+use xdit_core::dit::{Attention, Pass, Qkv, Site};
 use xdit_core::ops::{self, Attended};
 
-use crate::local::{join, part};
-use crate::{Attend, keys_and_values};
+use crate::{Attend, keys_and_values, ring_tokens, scale};
 
 /// Each rank attends to its own keys while the next rank's come in; the parts are merged by their log-sum-exp in f32.
 ///
@@ -14,12 +13,13 @@ use crate::{Attend, keys_and_values};
 /// on every rank: the result is one device's to rounding (relative error 1e-6 in f32), not bit for bit.
 pub struct Ring {
     comm: Box<dyn Communicator>,
+    pass: Option<Pass>,
 }
 
 impl Ring {
     /// - `comm`: the ranks of the ring
     pub fn new(comm: Box<dyn Communicator>) -> Self {
-        Self { comm }
+        Self { comm, pass: None }
     }
 
     /// What this rank has sent in its group.
@@ -29,15 +29,17 @@ impl Ring {
 }
 
 impl Attend for Ring {
-    fn attend(&self, q: Tensor<4>, mut kv: Tensor<4>) -> Result<Tensor<4>, CommError> {
+    fn attend(&self, q: Tensor<4>, mut kv: Tensor<4>, n_keys: &[usize]) -> Result<Tensor<4>, CommError> {
+        let (rank, n, dtype) = (self.comm.rank(), self.comm.size(), q.dtype());
         let [b, _, _, d] = q.dims();
-        let (scale, n, dtype) = ((d as f64).powf(-0.5), self.comm.size(), q.dtype());
+        let [b2, _, heads, _] = kv.dims();
         let mut merged: Option<Attended> = None;
         for step in 0..n {
-            // on its way while this part is computed
-            let next = (step + 1 < n).then(|| self.comm.rotate(kv.clone())).transpose()?;
+            // on its way while this part is computed: what the previous rank has by now
+            let rows = n_keys[(rank + n - step % n - 1) % n];
+            let next = (step + 1 < n).then(|| self.comm.rotate(kv.clone(), [b2, rows, heads, d])).transpose()?;
             let half = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
-            let part = ops::attention(q.clone(), half(0), half(1), None, scale);
+            let part = ops::attention(q.clone(), half(0), half(1), None, scale(d));
             merged = Some(match merged {
                 None => part,
                 Some(before) => ops::merge_attended(before, part),
@@ -49,16 +51,26 @@ impl Attend for Ring {
         }
         Ok(ops::to_dtype(merged.expect("a ring has at least this rank").out, dtype))
     }
+
+    fn ring_rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    fn ring_size(&self) -> usize {
+        self.comm.size()
+    }
 }
 
 impl Attention for Ring {
-    fn joint(&mut self, _site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
-        let n_txt = txt.as_ref().map(|txt| txt.q.dims()[2]);
-        let x = join(txt, img);
-        Ok(part(self.attend(x.q, keys_and_values(x.k, x.v))?, n_txt))
+    fn begin(&mut self, pass: &Pass) {
+        self.pass = Some(pass.clone());
     }
 
-    fn self_attn(&mut self, _site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
-        self.attend(img.q, keys_and_values(img.k, img.v))
+    /// # Panics
+    /// If [`begin`](Attention::begin) has not said who holds how many tokens.
+    fn joint(&mut self, _site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
+        let Pass { patch, shares, .. } = self.pass.as_ref().expect("a pass was begun");
+        let n_keys = ring_tokens(shares, self.comm.size(), n_txt > 0, shares.patches(*patch));
+        self.attend(x.q, keys_and_values(x.k, x.v), &n_keys)
     }
 }

@@ -2,7 +2,8 @@
 
 use burn::tensor::Tensor;
 use xdit_core::comm::{CommError, Communicator, Stats, even_sizes};
-use xdit_core::dit::{Attention, JointOut, Pass, Qkv, Site};
+use xdit_core::dit::{Attention, Pass, Qkv, Site};
+use xdit_core::ops;
 
 /// All-to-all before and after an attention of fewer heads over more tokens.
 ///
@@ -13,8 +14,15 @@ use xdit_core::dit::{Attention, JointOut, Pass, Qkv, Site};
 pub struct Ulysses<A> {
     comm: Box<dyn Communicator>,
     inner: A,
-    /// Image tokens of each patch that these ranks hold together, where there are several at once.
-    patches: Vec<usize>,
+    pass: Option<Pass>,
+    /// The place of these ranks in the rings.
+    ring: usize,
+}
+
+/// What each rank's sequence is made of.
+struct Pieces {
+    /// By rank: the sizes of its text and of its band of each patch, in the order in which they lie there.
+    of_rank: Vec<Vec<usize>>,
 }
 
 impl<A: Attention> Ulysses<A> {
@@ -22,7 +30,14 @@ impl<A: Attention> Ulysses<A> {
     /// - `inner`: what attends once the heads are shared out: [`Local`](crate::Local), or [`Ring`](crate::Ring) where
     ///   other groups hold more tokens
     pub fn new(comm: Box<dyn Communicator>, inner: A) -> Self {
-        Self { comm, inner, patches: Vec::new() }
+        Self { comm, inner, pass: None, ring: 0 }
+    }
+
+    /// Of several groups, which are in each other's rings.
+    ///
+    /// - `ring`: this group's place there
+    pub fn in_ring(self, ring: usize) -> Self {
+        Self { ring, ..self }
     }
 
     /// What this rank has sent in its group.
@@ -30,69 +45,67 @@ impl<A: Attention> Ulysses<A> {
         self.comm.stats()
     }
 
-    /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`
-    fn to_heads(&self, x: Qkv) -> Result<Qkv, CommError> {
-        // three messages: to put them into one would copy all of them once more
-        let trade = |x: Tensor<4>| Ok(by_token(self.comm.all_to_all(by_token(x), 2, 1)?));
-        Ok(Qkv { q: trade(x.q)?, k: trade(x.k)?, v: trade(x.v)? })
+    fn pieces(&self, with_txt: bool) -> Pieces {
+        let Pass { patch, shares, .. } = self.pass.as_ref().expect("a pass was begun");
+        let of_rank = |rank: usize| {
+            let txt = with_txt.then(|| shares.txt(rank).len());
+            txt.into_iter().chain(shares.patches(*patch).map(|patch| shares.img(patch, rank).len())).collect()
+        };
+        Pieces { of_rank: shares.group(self.ring).map(of_rank).collect() }
+    }
+
+    /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`, in the
+    /// picture's order: the text first, then patch by patch.
+    fn to_heads(&self, x: Tensor<4>, pieces: &Pieces) -> Result<Tensor<4>, CommError> {
+        let x = by_token(x);
+        let [b, _, n_heads, d] = x.dims();
+        let heads = even_sizes(n_heads, self.comm.size());
+        let mine = heads[self.comm.rank()];
+        let shapes: Vec<_> = pieces.of_rank.iter().map(|sizes| [b, sizes.iter().sum(), mine, d]).collect();
+        let all = self.comm.trade(x.split_with_sizes(heads, 2), &shapes)?;
+        Ok(by_token(pieces.in_order(all)))
     }
 
     /// The way back. Tokens are cut as evenly as the engine cuts them.
-    fn to_tokens(&self, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
-        Ok(by_token(self.comm.all_to_all(by_token(x), 1, 2)?))
-    }
-
-    /// [`Self::to_heads`] of the image's tokens. Ranks hold a band of every patch: joined rank by rank they are put into
-    /// the picture's order, patch by patch.
-    fn img_to_heads(&self, x: Qkv) -> Result<Qkv, CommError> {
-        let x = self.to_heads(x)?;
-        if self.patches.len() < 2 {
-            return Ok(x);
-        }
-        let bands = self.bands();
-        let starts = starts(bands.iter().map(|patches| patches.iter().sum()));
-        let order = |x: Tensor<4>| {
-            let x = by_token(x);
-            let mut parts = Vec::new();
-            for patch in 0..self.patches.len() {
-                for (rank, sizes) in bands.iter().enumerate() {
-                    let start = starts[rank] + sizes[..patch].iter().sum::<usize>();
-                    parts.push(x.clone().narrow(1, start, sizes[patch]));
-                }
-            }
-            by_token(Tensor::cat(parts, 1))
-        };
-        Ok(Qkv { q: order(x.q), k: order(x.k), v: order(x.v) })
-    }
-
-    /// The way back.
-    fn img_to_tokens(&self, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
-        if self.patches.len() < 2 {
-            return self.to_tokens(x);
-        }
-        let (bands, starts) = (self.bands(), starts(self.patches.iter().copied()));
+    ///
+    /// - `n_heads`: of all ranks
+    fn to_tokens(&self, x: Tensor<4>, n_heads: usize, pieces: &Pieces) -> Result<Tensor<4>, CommError> {
         let x = by_token(x);
-        let mut parts = Vec::new();
-        for rank in 0..bands.len() {
-            for (patch, start) in starts.iter().enumerate() {
-                let start = start + bands[..rank].iter().map(|sizes| sizes[patch]).sum::<usize>();
-                parts.push(x.clone().narrow(1, start, bands[rank][patch]));
-            }
-        }
-        let sizes: Vec<usize> = bands.iter().map(|patches| patches.iter().sum()).collect();
-        Ok(by_token(self.comm.all_to_all_sized(Tensor::cat(parts, 1), 1, &sizes, 2)?))
-    }
-
-    /// By rank and patch, how many tokens there are.
-    fn bands(&self) -> Vec<Vec<usize>> {
-        let size = self.comm.size();
-        (0..size).map(|rank| self.patches.iter().map(|n| even_sizes(*n, size)[rank]).collect()).collect()
+        let [b, _, _, d] = x.dims();
+        let mine = pieces.of_rank[self.comm.rank()].iter().sum();
+        let heads = even_sizes(n_heads, self.comm.size());
+        let shapes: Vec<_> = heads.iter().map(|heads| [b, mine, *heads, d]).collect();
+        Ok(by_token(Tensor::cat(self.comm.trade(pieces.by_rank(&x), &shapes)?, 2)))
     }
 }
 
-/// Where each of these begins, one after the other.
-fn starts(sizes: impl Iterator<Item = usize>) -> Vec<usize> {
-    sizes.scan(0, |at, size| Some(std::mem::replace(at, *at + size))).collect()
+impl Pieces {
+    /// Every rank's sequence as one: all ranks' first pieces, then their second ones, and so on.
+    ///
+    /// - `all`: by rank, `[batch, tokens, heads, d]`
+    fn in_order(&self, all: Vec<Tensor<4>>) -> Tensor<4> {
+        if self.of_rank[0].len() == 1 {
+            return Tensor::cat(all, 1);
+        }
+        let cut = |(x, sizes): (Tensor<4>, &Vec<usize>)| x.split_with_sizes(sizes.clone(), 1);
+        let all: Vec<Vec<Tensor<4>>> = all.into_iter().zip(&self.of_rank).map(cut).collect();
+        let piece = |i: usize| all.iter().map(move |pieces| pieces[i].clone());
+        Tensor::cat((0..self.of_rank[0].len()).flat_map(piece).collect(), 1)
+    }
+
+    /// Each rank's sequence out of all ranks' as one.
+    ///
+    /// - `x`: `[batch, tokens, heads, d]`
+    fn by_rank(&self, x: &Tensor<4>) -> Vec<Tensor<4>> {
+        let (mut at, mut out) = (0, vec![Vec::new(); self.of_rank.len()]);
+        for piece in 0..self.of_rank[0].len() {
+            for (sizes, out) in self.of_rank.iter().zip(&mut out) {
+                out.push(x.clone().narrow(1, at, sizes[piece]));
+                at += sizes[piece];
+            }
+        }
+        out.into_iter().map(|pieces| ops::cat(pieces, 1)).collect()
+    }
 }
 
 /// Heads and tokens exchanged, a view. Projections and attention write token by token: cut and joined in that order,
@@ -103,7 +116,7 @@ fn by_token(x: Tensor<4>) -> Tensor<4> {
 
 impl<A: Attention> Attention for Ulysses<A> {
     fn begin(&mut self, pass: &Pass) {
-        self.patches = if pass.patch.is_none() { pass.rows.clone() } else { Vec::new() };
+        self.pass = Some(pass.clone());
         self.inner.begin(pass);
     }
 
@@ -111,15 +124,16 @@ impl<A: Attention> Attention for Ulysses<A> {
         self.inner.kept_bytes()
     }
 
-    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
-        let (txt, img) = (txt.map(|txt| self.to_heads(txt)).transpose()?, self.img_to_heads(img)?);
-        let (txt, img) = self.inner.joint(site, txt, img)?;
-        Ok((txt.map(|txt| self.to_tokens(txt)).transpose()?, self.img_to_tokens(img)?))
-    }
-
-    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
-        let img = self.img_to_heads(img)?;
-        let img = self.inner.self_attn(site, img)?;
-        self.img_to_tokens(img)
+    /// # Panics
+    /// If [`begin`](Attention::begin) has not said who holds how many tokens.
+    fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
+        let pieces = self.pieces(n_txt > 0);
+        let n_heads = x.q.dims()[1];
+        // three messages: to put them into one would copy all of them once more
+        let heads = |x: Tensor<4>| self.to_heads(x, &pieces);
+        let x = Qkv { q: heads(x.q)?, k: heads(x.k)?, v: heads(x.v)? };
+        let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
+        let out = self.inner.joint(site, x, n_txt)?;
+        self.to_tokens(out, n_heads, &pieces)
     }
 }

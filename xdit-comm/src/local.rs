@@ -16,10 +16,9 @@ use xdit_core::comm::Communicator;
 
 use rank::Rank;
 use shared::Shared;
-use state::State;
 
-/// How long a rank waits for another unless told otherwise.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a rank waits for another that gives no sign of life, unless told otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// `n` ranks that all compute on the CPU, to be moved to threads of their own. Dropping one is leaving.
 pub fn world(n: usize) -> Vec<Box<dyn Communicator>> {
@@ -29,17 +28,29 @@ pub fn world(n: usize) -> Vec<Box<dyn Communicator>> {
 /// A world to be made.
 #[derive(Debug, Clone)]
 pub struct World {
-    devices: Vec<Device>,
+    /// By rank, with the slot.
+    devices: Vec<(Device, usize)>,
     deadline: Duration,
 }
 
 impl World {
-    /// One rank per device; devices may occur more than once.
+    /// One rank per device. Devices that are equal are one.
     pub fn new(devices: Vec<Device>) -> Self {
-        Self { devices, deadline: DEADLINE }
+        let slot = |device: &Device| devices.iter().position(|other| other == device).unwrap_or(0);
+        let slots = devices.iter().map(slot).collect::<Vec<_>>();
+        Self { devices: devices.into_iter().zip(slots).collect(), deadline: DEADLINE }
     }
 
-    /// Sets how long a rank waits for another in one operation, [`DEADLINE`] unless set.
+    /// One rank per device, and each of them is a device of its own, even where they are equal: nothing is shared among
+    /// them, and what they send each other is copied.
+    pub fn apart(devices: Vec<Device>) -> Self {
+        Self {
+            devices: devices.into_iter().enumerate().map(|(slot, device)| (device, slot)).collect(),
+            deadline: DEADLINE,
+        }
+    }
+
+    /// Sets how long a rank waits for another that gives no sign of life, [`DEADLINE`] unless set.
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
     }
@@ -47,9 +58,10 @@ impl World {
     /// The ranks' handles, in rank order.
     pub fn communicators(self) -> Vec<Box<dyn Communicator>> {
         let Self { devices, deadline } = self;
-        let shared = Arc::new(Shared::new(State::new(devices.len()), deadline));
+        let slots = devices.iter().map(|(_, slot)| *slot).collect();
+        let shared = Arc::new(Shared::new(slots, deadline));
         let members: Arc<[usize]> = (0..devices.len()).collect();
-        let rank = |(rank, device)| -> Box<dyn Communicator> {
+        let rank = |(rank, (device, _))| -> Box<dyn Communicator> {
             Box::new(Rank::new(Arc::clone(&shared), 0, Arc::clone(&members), rank, device))
         };
         devices.into_iter().enumerate().map(rank).collect()

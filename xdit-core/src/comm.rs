@@ -1,19 +1,22 @@
 //! How ranks talk: the seam that `xdit-comm` fills, and the typed collectives that are written once on top of it.
 //!
-//! A back end fills [`Communicator`], which knows of flat [`Part`]s only. Everyone else calls the methods of
-//! `dyn Communicator`: `all_to_all`, `all_gather`, `all_reduce`, `broadcast`, `scatter`, `gather`, `rotate`, `send`,
-//! `recv`, `barrier`.
+//! A back end fills [`Communicator`], which knows of flat [`Part`]s only; it may replace collectives by its own. Everyone
+//! else calls the methods of `dyn Communicator`: `all_to_all`, `all_gather`, `all_reduce`, `broadcast`, `scatter`, `gather`,
+//! `trade`, `rotate`, `send`, `recv`, `barrier`.
+//!
+//! Nothing says on the way how large a tensor is: receivers know, and say so.
 
 mod call;
 mod collectives;
 mod error;
-mod part;
+mod parts;
 mod stats;
+mod whole;
 
 pub use call::Call;
 pub use collectives::{Posted, Sent, even_sizes};
 pub use error::{Cause, CommError};
-pub use part::Part;
+pub use parts::{Form, Part};
 pub use stats::{Stats, Traffic};
 
 use burn::tensor::Device;
@@ -23,9 +26,13 @@ use burn::tensor::Device;
 ///
 /// A rank that fails ends every operation of every rank of the world: none waits for it longer than it takes to notice,
 /// and all name it. So does one that drops its handle, once another needs it in that group. No wait is longer than the
-/// back end's deadline.
+/// back end's deadline after the last sign of life of the rank that is waited for: every call is one, and so is
+/// [`beat`](Self::beat).
 ///
 /// Ranks are numbered within the group here, and within the world in errors.
+///
+/// To wait need not mean that the host waits: after a call has returned, whatever this thread has its device do next
+/// comes after the data.
 pub trait Communicator: Send {
     /// This rank's number in the group.
     fn rank(&self) -> usize;
@@ -39,12 +46,19 @@ pub trait Communicator: Send {
     /// Where received tensors land.
     fn device(&self) -> &Device;
 
+    /// Which of its process's devices that is: ranks of equal slots share memory. One device may be listed several times
+    /// and be several devices then, as in tests without GPUs.
+    fn slot(&self) -> usize;
+
     /// Sends `parts[i]` to rank `i`; returns what each rank sent here, in rank order. Parts may differ in length, and be
     /// empty.
     ///
+    /// - `forms`: what each rank sends here
+    ///
     /// # Errors
-    /// A peer that failed, left, kept silent or called something else; a number of parts that is not [`Self::size`].
-    fn exchange(&self, call: Call, parts: Vec<Part>) -> Result<Vec<Part>, CommError>;
+    /// A peer that failed, left, kept silent, called something else or sent something else than was expected; a number of
+    /// parts or forms that is not [`Self::size`].
+    fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError>;
 
     /// Starts to send to rank `to`, which may be this rank; never waits. Messages between two ranks arrive in the order
     /// in which they were posted.
@@ -54,11 +68,39 @@ pub trait Communicator: Send {
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError>;
 
     /// Starts to receive the next message of rank `from`, which may be this rank; never waits. Who drops the handle
-    /// drops the message.
+    /// drops the message, whenever it comes: the next receive gets the next one.
+    ///
+    /// - `form`: what it sends
     ///
     /// # Errors
     /// A peer that failed; a rank that is not in the group.
-    fn post_recv(&self, call: Call, from: usize) -> Result<Box<dyn Pending<Part>>, CommError>;
+    fn post_recv(&self, call: Call, from: usize, form: Form) -> Result<Box<dyn Pending<Part>>, CommError>;
+
+    /// Every rank's part, in rank order, on every rank.
+    ///
+    /// - `forms`: of every rank's part
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    fn all_gather_parts(&self, call: Call, part: Part, forms: &[Form]) -> Result<Vec<Part>, CommError> {
+        self.exchange(call, vec![part; self.size()], forms)
+    }
+
+    /// The sum of every rank's part, on every rank, with equal bits. Halves are added in f32 and rounded once.
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    fn all_reduce_part(&self, call: Call, part: Part) -> Result<Part, CommError> {
+        whole::all_reduce(self, call, part)
+    }
+
+    /// The part of rank `root`, which alone has one, on every rank.
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    fn broadcast_part(&self, call: Call, root: usize, part: Option<Part>, form: Form) -> Result<Part, CommError> {
+        whole::scatter(self, call, root, part.map(|part| vec![part; self.size()]), form)
+    }
 
     /// The members that call this with the same `color` become a group, in the order of their `key`s, then of their
     /// ranks here. Its statistics start at nothing.
@@ -72,6 +114,9 @@ pub trait Communicator: Send {
 
     /// Forgets what was sent.
     fn reset_stats(&self);
+
+    /// A sign of life, while this rank computes and its peers wait.
+    fn beat(&self) {}
 
     /// Ends every operation of every rank of the world, as this rank cannot go on; `reason` is one line. The first failure
     /// stands. To return with an error suffices where the handle is dropped with it; a thread that panics while another

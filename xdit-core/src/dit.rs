@@ -1,29 +1,42 @@
 //! The seam between a model and the engine: a DiT cut at its block boundaries, and the attention that is passed in.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::comm::CommError;
+use crate::layout::Shares;
 use crate::ops::{self, RopeTable};
+
+pub use crate::layout::TokenGrid;
 
 /// A diffusion transformer. The engine owns the loop over the blocks; the model knows nothing of ranks.
 pub trait Dit: Send + Sync {
     /// What a plan must know of the model.
     fn spec(&self) -> DitSpec;
 
-    /// The positional tables of all image tokens of a picture, row by row, and of `n_txt` text tokens. Computed once per
-    /// request; cut together with the tokens.
-    fn place(&self, grid: TokenGrid, n_txt: usize) -> Places;
+    /// What flows between blocks is of it.
+    fn dtype(&self) -> DType;
 
-    /// What every block is conditioned on.
+    /// The positional tables of all image tokens of a picture and of `n_txt` text tokens. Computed once per request;
+    /// cut together with the tokens.
+    fn positions(&self, grid: TokenGrid, n_txt: usize) -> Positions;
+
+    /// What every block is conditioned on. Computed for all steps before the first.
     fn condition(&self, inputs: Inputs<'_>) -> Cond;
 
-    /// Text to tokens, `[batch, txt_tokens, d_txt]`.
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3>;
+    /// The whole text to tokens, `[batch, txt_tokens, d_txt]`. Computed once per request, unless
+    /// [`DitSpec::txt_each_step`] says that it depends on the step.
+    ///
+    /// - `cond`: of the step
+    /// - `positions`: of all tokens
+    fn embed_txt(&self, text: &TextEmbeddings, cond: &Cond, positions: &Positions) -> Tensor<3>;
 
     /// Latents `[batch, img_tokens, channels]` to tokens of the model's width.
-    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3>;
+    ///
+    /// - `positions`: of these tokens
+    fn embed_img(&self, latents: Tensor<3>, positions: &Positions) -> Tensor<3>;
 
     /// Block `i` of [`DitSpec::n_blocks`], one of those that were read.
     ///
@@ -54,35 +67,20 @@ pub struct DitSpec {
     /// Whether text tokens are a stream of their own that blocks change, so that they can be shared out among ranks;
     /// otherwise blocks look at the whole text, which every rank holds.
     pub joint: bool,
+    /// Whether [`Dit::embed_txt`] depends on the step.
+    pub txt_each_step: bool,
 }
 
-/// A picture's size in image tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenGrid {
-    /// Tokens from top to bottom.
-    pub rows: usize,
-    /// Tokens from left to right.
-    pub cols: usize,
-}
-
-impl TokenGrid {
-    /// All tokens.
-    pub fn n_tokens(&self) -> usize {
-        self.rows * self.cols
-    }
-
-    /// Row and column of each token, in their order.
-    pub fn positions(&self) -> impl Iterator<Item = [usize; 2]> + use<> {
-        let Self { rows, cols } = *self;
-        (0..rows * cols).map(move |i| [i / cols, i % cols])
+impl DitSpec {
+    /// Channels of an image token between blocks.
+    pub fn d_model(&self) -> usize {
+        self.n_heads * self.head_dim
     }
 }
 
 /// One forward pass's inputs, but for the latents.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// Where the tokens stand.
-    pub places: &'a Places,
     /// The scheduler's timestep, in `[0, 1000]`: 1000 is noise.
     pub timestep: f32,
     /// The encoded prompt.
@@ -119,14 +117,6 @@ impl TextStates {
         Self { states, seen: None }
     }
 
-    /// A band of the tokens.
-    pub fn band(&self, range: Range<usize>) -> Self {
-        Self {
-            states: self.states.clone().narrow(1, range.start, range.len()),
-            seen: self.seen.as_ref().map(|seen| seen.iter().map(|row| row[range.clone()].to_vec()).collect()),
-        }
-    }
-
     /// Tokens of each prompt.
     pub fn n_tokens(&self) -> usize {
         self.states.dims()[1]
@@ -135,50 +125,41 @@ impl TextStates {
 
 /// Positional tables, per token; what a model does not use is absent.
 #[derive(Debug, Clone, Default)]
-pub struct Places {
-    /// How the text tokens' queries and keys are turned.
-    pub txt: Option<RopeTable>,
-    /// How the image tokens' queries and keys are turned.
-    pub img: Option<RopeTable>,
-    /// The text's table, then the image's, for blocks that run both as one sequence.
-    pub joint: Option<RopeTable>,
+pub struct Positions {
+    /// How queries and keys are turned: those of the text tokens, then those of the image tokens.
+    pub rope: Option<RopeTable>,
+    /// Text tokens in `rope`; 0 where it is the image's alone.
+    pub n_txt: usize,
     /// What is added to the image tokens, `[img_tokens, d_model]`.
-    pub img_embedding: Option<Tensor<2>>,
+    pub added: Option<Tensor<2>>,
 }
 
-impl Places {
-    /// Those of a band of the text tokens and a band of the image tokens.
-    pub fn band(&self, txt: Range<usize>, img: Range<usize>) -> Self {
-        let img_embedding = self.img_embedding.as_ref().map(|t| t.clone().narrow(0, img.start, img.len()));
-        let (txt, img) = (self.txt.as_ref().map(|t| t.rows(txt)), self.img.as_ref().map(|t| t.rows(img)));
+impl Positions {
+    /// Those of some of the text tokens and, one after the other, some of the image tokens.
+    pub fn share(&self, txt: Range<usize>, img: &[Range<usize>]) -> Self {
+        let txt = if self.n_txt == 0 { 0..0 } else { txt };
+        let pick = |table: &Tensor<2>, n_txt: usize| {
+            let img = img.iter().map(|range| range.start + n_txt..range.end + n_txt);
+            let ranges =
+                std::iter::once(txt.clone()).filter(|_| n_txt > 0).chain(img).filter(|range| !range.is_empty());
+            let parts = ranges.map(|range| table.clone().slice([range])).collect();
+            ops::cat(parts, 0)
+        };
         Self {
-            joint: match (&self.joint, &txt, &img) {
-                (Some(_), Some(txt), Some(img)) => Some(txt.then(img)),
-                _ => None,
-            },
-            txt,
-            img_embedding,
-            img,
+            rope: self.rope.as_ref().map(|rope| rope.map(|table| pick(table, self.n_txt))),
+            n_txt: txt.len(),
+            added: self.added.as_ref().map(|table| pick(table, 0)),
         }
     }
 
-    /// Those of a band of the text tokens and several bands of the image tokens, one after the other.
-    pub fn bands(&self, txt: Range<usize>, img: &[Range<usize>]) -> Self {
-        let parts: Vec<Self> = img.iter().map(|img| self.band(txt.clone(), img.clone())).collect();
-        let join = |table: fn(&Self) -> &Option<RopeTable>| {
-            parts.iter().map(|part| table(part).clone()).reduce(|a, b| Some(a?.then(&b?))).flatten()
-        };
-        let (txt, img) = (parts[0].txt.clone(), join(|part| &part.img));
-        let embeddings: Option<Vec<_>> = parts.iter().map(|part| part.img_embedding.clone()).collect();
-        Self {
-            joint: match (&self.joint, &txt, &img) {
-                (Some(_), Some(txt), Some(img)) => Some(txt.then(img)),
-                _ => None,
-            },
-            img_embedding: embeddings.map(|parts| Tensor::cat(parts, 0)),
-            txt,
-            img,
-        }
+    /// How the text tokens are turned.
+    pub fn txt_rope(&self) -> Option<RopeTable> {
+        self.rope.as_ref().map(|rope| rope.tokens(0..self.n_txt))
+    }
+
+    /// How the image tokens are turned.
+    pub fn img_rope(&self) -> Option<RopeTable> {
+        self.rope.as_ref().map(|rope| rope.tokens(self.n_txt..rope.n_tokens()))
     }
 }
 
@@ -213,14 +194,14 @@ pub struct Cond {
     pub modulation: Option<Tensor<2>>,
     /// `[batch, 1, 1, txt_tokens]`: 0 at text tokens that may be looked at, `-inf` at others; `None` if all may
     pub txt_bias: Option<Tensor<4>>,
-    /// Where the tokens stand.
-    pub places: Places,
 }
 
 /// What the engine passes through a model into its blocks.
 pub struct Ctx<'a> {
     /// The attention strategy.
     pub attn: &'a mut dyn Attention,
+    /// Where the tokens at hand stand.
+    pub positions: &'a Positions,
 }
 
 /// Which attention call of the model this is, so that a strategy can keep state for it.
@@ -250,8 +231,27 @@ pub struct Qkv {
     pub v: Tensor<4>,
 }
 
-/// What a pass through the blocks is for. Strategies that keep state need it, and those that must know where the tokens
-/// of one patch end.
+impl Qkv {
+    /// Text and image as one sequence, the text first, and the number of its text tokens.
+    pub fn joined(txt: Option<Self>, img: Self) -> (Self, usize) {
+        let Some(txt) = txt else { return (img, 0) };
+        let n_txt = txt.q.dims()[2];
+        let cat = |txt, img| ops::cat_tokens(vec![txt, img]);
+        (Self { q: cat(txt.q, img.q), k: cat(txt.k, img.k), v: cat(txt.v, img.v) }, n_txt)
+    }
+}
+
+/// The outputs of text and image, `[batch, heads, tokens, head_dim]`, of those of one sequence.
+pub fn parted(out: Tensor<4>, n_txt: usize) -> (Option<Tensor<4>>, Tensor<4>) {
+    let n = out.dims()[2];
+    match n_txt {
+        0 => (None, out),
+        _ => (Some(out.clone().narrow(2, 0, n_txt)), out.narrow(2, n_txt, n - n_txt)),
+    }
+}
+
+/// What a pass through the blocks is for. Strategies that keep state need it, and those that must know how many tokens
+/// other ranks hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pass {
     /// The sampler's step.
@@ -260,12 +260,9 @@ pub struct Pass {
     pub prompt: usize,
     /// The patch, or all of them, one after the other.
     pub patch: Option<usize>,
-    /// Image tokens of each patch that the ranks hold among which heads are traded: all of them where there is no ring.
-    pub rows: Vec<usize>,
+    /// Who holds which tokens.
+    pub shares: Arc<Shares>,
 }
-
-/// Both streams' outputs: the text's, where there was a text, and the image's.
-pub type JointOut = (Option<Tensor<4>>, Tensor<4>);
 
 /// An attention strategy: where the other tokens' keys and values come from. The scale is `1 / sqrt(head_dim)`.
 pub trait Attention {
@@ -277,20 +274,24 @@ pub trait Attention {
         0
     }
 
-    /// Attention of the text tokens and this rank's image tokens over all tokens of both streams; the outputs are
-    /// shaped like `txt.q` and `img.q`.
+    /// Attention of this rank's text and image tokens, one sequence, over all tokens of both; shaped like `x.q`.
     ///
-    /// Without `txt` the image looks at the text of this step all the same, if the strategy has kept it.
+    /// Without text the image looks at the text of this step all the same, if the strategy has kept it.
+    ///
+    /// - `x`: the text's tokens, then the image's
+    /// - `n_txt`: how many text tokens there are in `x`; 0 on one rank is 0 on all
     ///
     /// # Errors
     /// A peer that failed, left or kept silent.
-    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError>;
+    fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError>;
 
     /// Attention of this rank's image tokens over all image tokens; shaped like `img.q`.
     ///
     /// # Errors
     /// A peer that failed, left or kept silent.
-    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError>;
+    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
+        self.joint(site, img, 0)
+    }
 
     /// Attention of this rank's image tokens over the text, which every rank holds whole; shaped like `q`.
     ///

@@ -1,17 +1,28 @@
 //! The denoising loop, written once for every model, sampler and attention strategy.
 
-mod working;
+mod bands;
+mod guidance;
+mod halt;
+mod messages;
+mod passes;
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use self::working::Working;
+use self::bands::Bands;
+use self::guidance::combine;
+use self::messages::Mail;
+use self::passes::Passes;
 use crate::comm::{CommError, Communicator};
-use crate::dit::{Attention, Ctx, Dit, Inputs, Streams, TextEmbeddings, TokenGrid};
+use crate::dit::{Attention, Ctx, Dit, Inputs, Positions, Streams, TextEmbeddings, TokenGrid};
+use crate::layout::{Shares, TokenLayout};
 use crate::observer::{Observer, Phase};
 use crate::sampler::Sampler;
-use crate::schedule::{Action, Schedule};
+use crate::schedule::{Action, Payload, Schedule, Work};
+
+pub use self::guidance::{Cfg, SkipLayers};
+pub use self::halt::{Halt, Reason};
 
 /// Why denoising ended without latents.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +39,15 @@ pub enum EngineError {
         n_steps: usize,
     },
     /// The arithmetic overflowed, as half precision does where a checkpoint was not made for it.
-    #[error("latents hold {n_bad} non-finite values of {n} after {n_steps} steps; try --dtype bf16 or f32")]
+    #[error("latents hold {n_bad} non-finite values of {n} after step {step} of {n_steps}")]
     NotFinite {
-        /// NaN and infinite values.
+        /// NaN and infinite values, among those of one rank.
         n_bad: usize,
-        /// Values in all.
+        /// Values that it holds.
         n: usize,
         /// Steps that were done.
+        step: usize,
+        /// Steps that were asked for.
         n_steps: usize,
     },
     /// The device could not give the latents back.
@@ -42,12 +55,18 @@ pub enum EngineError {
     Read(String),
 }
 
+impl EngineError {
+    /// Whether all ranks of the picture end with it at the same step, and their communicators stay good.
+    pub fn is_agreed(&self) -> bool {
+        matches!(self, Self::Cancelled { .. } | Self::NotFinite { .. })
+    }
+}
+
 /// One picture (or one batch of equal size) to denoise.
 pub struct Denoise<'a> {
-    /// Unit normal noise to start from, `[batch, img_tokens, channels]`, f32
-    pub noise: Tensor<3>,
-    /// More of it, for samplers that add some at each step; all of the picture's tokens too.
-    pub more_noise: &'a mut dyn FnMut() -> Tensor<3>,
+    /// Draws unit normal noise for the whole picture, `[batch, img_tokens, channels]`, f32: at first what it starts from,
+    /// then what samplers add at some steps. Every rank draws the same.
+    pub noise: Box<dyn FnMut() -> Tensor<3> + 'a>,
     /// The picture in tokens.
     pub grid: TokenGrid,
     /// Its height and width in pixels.
@@ -58,41 +77,6 @@ pub struct Denoise<'a> {
     pub guidance: Option<f32>,
     /// Classifier-free guidance, where it is wanted.
     pub cfg: Option<Cfg<'a>>,
-}
-
-/// Classifier-free guidance: `negative + scale (positive - negative)`.
-#[derive(Clone, Copy)]
-pub struct Cfg<'a> {
-    /// The encoded negative prompt.
-    pub negative: &'a TextEmbeddings,
-    /// 1 is no guidance.
-    pub scale: f32,
-    /// How far the result is brought back to the positive prediction's standard deviation, 0 to 1 (arXiv 2305.08891,
-    /// section 3.4).
-    pub rescale: f32,
-    /// Guidance away from what the model says without some of its blocks.
-    pub skip_layers: Option<&'a SkipLayers>,
-}
-
-/// Skip-layer guidance: adds `scale (positive - positive without the blocks)`, as Stable Diffusion 3.5 does.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SkipLayers {
-    /// The blocks.
-    pub blocks: Vec<usize>,
-    /// How much.
-    pub scale: f32,
-    /// From which part of the steps on, 0 to 1, itself excluded.
-    pub start: f64,
-    /// Up to which part of the steps, itself excluded.
-    pub stop: f64,
-}
-
-impl SkipLayers {
-    /// Whether it takes place at this step; never behind the last one.
-    pub fn at(&self, step: usize, n_steps: usize) -> bool {
-        let (at, n) = (step as f64, n_steps as f64);
-        step < n_steps && at > n * self.start && at < n * self.stop
-    }
 }
 
 /// A rank's share in one picture: whom it shares it with, and how its attention finds their keys.
@@ -114,20 +98,23 @@ pub struct Team<'a> {
     pub warmup_steps: usize,
     /// The attention of this rank's tokens.
     pub attn: &'a mut dyn Attention,
+    /// Shared by all ranks of the picture.
+    pub halt: &'a Halt,
 }
 
 impl<'a> Team<'a> {
     /// One device.
-    pub fn alone(dit: &dyn Dit, comm: &'a dyn Communicator, attn: &'a mut dyn Attention) -> Self {
+    pub fn alone(dit: &dyn Dit, comm: &'a dyn Communicator, attn: &'a mut dyn Attention, halt: &'a Halt) -> Self {
         let blocks = 0..dit.spec().n_blocks;
-        Self { sequence: comm, ulysses: 1, cfg: comm, stages: comm, blocks, n_patches: 1, warmup_steps: 0, attn }
+        Self { sequence: comm, ulysses: 1, cfg: comm, stages: comm, blocks, n_patches: 1, warmup_steps: 0, attn, halt }
     }
 }
 
 /// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank.
 ///
 /// # Errors
-/// A rank that failed, a cancelled request, latents that are not finite.
+/// A rank that failed, a cancelled request, latents that are not finite. The last two leave all communicators as good as
+/// they were.
 pub fn denoise<'t>(
     dit: &'t dyn Dit,
     team: Team<'t>,
@@ -142,84 +129,179 @@ pub fn denoise<'t>(
     let warmup_steps = if n_stages == 1 { n_steps } else { team.warmup_steps };
     let actions = Schedule { n_stages, n_patches, n_steps, warmup_steps }.actions(stage);
 
-    let mut work = Working::new(dit, team, sampler, request, n_patches, &actions)?;
+    let (halt, stages) = (team.halt, team.stages);
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
+    let mut run = Run::new(dit, team, sampler, request, n_patches, &actions)?;
     for action in actions {
-        let done = match action {
-            Action::Receive { message, .. } => {
-                work.receive(message)?;
-                None
-            }
-            Action::Send { to, message } => {
-                work.send(to, message)?;
-                None
-            }
-            Action::Compute(part) => {
-                work.compute(part)?;
-                (stage + 1 < n_stages).then_some(part)
-            }
-            Action::Step(part) => {
-                work.step(part)?;
-                Some(part)
-            }
-        };
+        // what belongs to a step is done by all ranks or by none
+        if !halt.enter(action.step()) {
+            continue;
+        }
+        let done = run.act(action, observer)?;
         if let Some(part) = done.filter(|part| part.patch.is_none_or(|patch| patch + 1 == n_patches)) {
-            work.show(part.step, observer);
+            run.show(part.step, observer);
             if observer.advance(Phase::Denoise, part.step as u64 + 1).is_break() {
-                return Err(EngineError::Cancelled { step: part.step + 1, n_steps });
+                halt.ask(Reason::Cancelled);
             }
         }
     }
-    let latents = work.finish()?;
-    check_finite(&latents, n_steps)?;
+    if halt.is_short_of(n_steps) {
+        run.mail.finish()?;
+        return Err(halted(halt, n_steps));
+    }
+    let latents = run.finish(stages)?;
+    if halt.reason().is_some() {
+        return Err(halted(halt, n_steps));
+    }
     observer.end(Phase::Denoise);
     Ok(latents)
 }
 
-fn guide(
-    positive: Tensor<3>,
-    negative: Tensor<3>,
-    cfg: &Cfg<'_>,
-    sequence: &dyn Communicator,
-) -> Result<Tensor<3>, CommError> {
-    let guided = negative.clone() + (positive.clone() - negative) * cfg.scale;
-    if cfg.rescale == 0.0 {
-        return Ok(guided);
+fn halted(halt: &Halt, n_steps: usize) -> EngineError {
+    match halt.reason() {
+        Some((Reason::NotFinite { step, n_bad, n }, _)) => EngineError::NotFinite { n_bad, n, step: step + 1, n_steps },
+        Some((Reason::Cancelled, done)) => EngineError::Cancelled { step: done, n_steps },
+        None => EngineError::Cancelled { step: 0, n_steps },
     }
-    // the ratio of standard deviations over each whole picture
-    let spread = |x: &Tensor<3>| -> Result<Tensor<3>, CommError> {
-        let x = sequence.all_gather(x.clone(), 1)?;
-        let centred = x.clone() - x.mean_dim(2).mean_dim(1);
-        Ok((centred.clone() * centred).mean_dim(2).mean_dim(1).sqrt())
-    };
-    let rescaled = guided.clone() * (spread(&positive)? / spread(&guided)?);
-    Ok(rescaled * cfg.rescale + guided * (1.0 - cfg.rescale))
 }
 
-/// One pass through all blocks but those of `skip`: the model's prediction, `[batch, img_tokens, channels]`, f32.
+/// Carries out the actions of a schedule.
+struct Run<'t, 'r> {
+    team: Team<'t>,
+    sampler: &'t dyn Sampler,
+    request: Denoise<'r>,
+    passes: Passes<'t, 'r>,
+    bands: Bands<'t>,
+    mail: Mail<'t>,
+    /// Came from the stage before, or goes to the next one; of each pass.
+    streams: Vec<Streams>,
+}
+
+impl<'t, 'r> Run<'t, 'r> {
+    fn new(
+        dit: &'t dyn Dit,
+        team: Team<'t>,
+        sampler: &'t dyn Sampler,
+        mut request: Denoise<'r>,
+        n_patches: usize,
+        actions: &[Action],
+    ) -> Result<Self, CommError> {
+        let layout = TokenLayout::new(request.grid, n_patches);
+        let noise = (request.noise)();
+        let passes = Passes::new(dit, &team, sampler.timesteps(), &request, &layout, noise.dims()[0]);
+        let shares = Shares::new(&layout, 0, team.sequence.size(), team.ulysses);
+        let bands = Bands::new(sampler, shares, team.sequence.rank(), noise);
+        let mail = Mail::new(team.stages, team.halt, dit.dtype(), actions);
+        let mut run = Self { team, sampler, request, passes, bands, mail, streams: Vec::new() };
+        run.post()?;
+        Ok(run)
+    }
+
+    /// Starts to receive the next message.
+    fn post(&mut self) -> Result<(), CommError> {
+        let Some(message) = self.mail.to_post() else { return Ok(()) };
+        match message.payload {
+            Payload::Latents => self.mail.post_latents(self.bands.shape(message.work.patch)),
+            Payload::Hidden => {
+                let shapes = self.passes.shapes(message.work, &self.team, self.team.blocks.start);
+                self.mail.post_streams(&shapes, self.passes.n_branches(message.work.step))
+            }
+        }
+    }
+
+    /// Returns the work that is done now.
+    fn act(&mut self, action: Action, observer: &mut dyn Observer) -> Result<Option<Work>, EngineError> {
+        let is_last = self.team.stages.rank() + 1 == self.team.stages.size();
+        match action {
+            Action::Receive { message, .. } => {
+                match message.payload {
+                    Payload::Latents => self.bands.set(message.work.patch, self.mail.receive_latents()?),
+                    Payload::Hidden => {
+                        let shapes = self.passes.shapes(message.work, &self.team, self.team.blocks.start);
+                        self.streams = self.mail.receive_streams(&shapes)?;
+                    }
+                }
+                self.post()?;
+                Ok(None)
+            }
+            Action::Compute(work) => {
+                let is_first_stage = self.team.stages.rank() == 0;
+                let latents = is_first_stage.then(|| self.sampler.model_input(work.step, self.bands.of(work.patch)));
+                let (inbox, halt) = (std::mem::take(&mut self.streams), self.team.halt);
+                let mut progress = |done, total| {
+                    if observer.blocks(work.step, done, total).is_break() {
+                        halt.ask(Reason::Cancelled);
+                    }
+                };
+                self.streams = self.passes.compute(&mut self.team, work, latents, inbox, &mut progress)?;
+                Ok((!is_last).then_some(work))
+            }
+            Action::Send { to, message } => {
+                match message.payload {
+                    Payload::Latents => self.mail.send_latents(to, self.bands.of(message.work.patch))?,
+                    Payload::Hidden => {
+                        let streams = std::mem::take(&mut self.streams);
+                        self.mail.send_streams(to, streams, self.passes.takes_txt_along(message.work))?;
+                    }
+                }
+                Ok(None)
+            }
+            Action::Step(work) => {
+                self.step(work)?;
+                Ok(Some(work))
+            }
+        }
+    }
+
+    /// Guidance and the sampler's step, on the last stage.
+    fn step(&mut self, work: Work) -> Result<(), EngineError> {
+        let mut predictions = self.passes.predict(work.step, std::mem::take(&mut self.streams));
+        let skipped = predictions.split_off(self.passes.n_mine()).pop();
+        let skipped = skipped.zip(self.passes.skip_layers(work.step));
+        let Team { cfg, sequence, halt, .. } = &self.team;
+        let prediction =
+            combine(predictions, skipped, self.request.cfg.as_ref(), *cfg, *sequence, &self.bands.sizes(work.patch))?;
+        self.bands.step(work, prediction, &mut *self.request.noise);
+        self.bands.check_finite(work, halt)
+    }
+
+    /// Lets the observer see this rank's latents, where they are at hand.
+    fn show(&self, step: usize, observer: &mut dyn Observer) {
+        if self.team.stages.rank() + 1 == self.team.stages.size() {
+            observer.latents(step, &self.bands.of(None));
+        }
+    }
+
+    /// The whole picture's latents, on every rank.
+    fn finish(self, stages: &dyn Communicator) -> Result<Tensor<3>, CommError> {
+        self.mail.finish()?;
+        let (last, shape) = (stages.size() - 1, self.bands.whole_shape());
+        let whole = match stages.rank() == last {
+            true => Some(self.bands.gather(self.team.sequence)?),
+            false => None,
+        };
+        stages.broadcast(last, whole, shape, DType::F32)
+    }
+}
+
+/// One pass through all blocks but those of `skip`, on one device: the model's prediction,
+/// `[batch, img_tokens, channels]`, f32.
 ///
 /// # Errors
-/// A rank that failed.
+/// What the attention strategy returns.
 pub fn forward(
     dit: &dyn Dit,
-    ctx: &mut Ctx<'_>,
+    attn: &mut dyn Attention,
+    positions: &Positions,
     latents: Tensor<3>,
     inputs: Inputs<'_>,
     skip: &[usize],
 ) -> Result<Tensor<3>, CommError> {
     let cond = dit.condition(inputs);
-    let mut x = Streams::new(Some(dit.embed_txt(inputs.text)), dit.embed_img(latents, inputs.places));
+    let txt = dit.embed_txt(inputs.text, &cond, positions);
+    let mut x = Streams::new(Some(txt), dit.embed_img(latents, positions));
     for i in (0..dit.spec().n_blocks).filter(|i| !skip.contains(i)) {
-        x = dit.block(ctx, i, x, &cond)?;
+        x = dit.block(&mut Ctx { attn: &mut *attn, positions }, i, x, &cond)?;
     }
     Ok(dit.head(x, &cond))
-}
-
-fn check_finite(latents: &Tensor<3>, n_steps: usize) -> Result<(), EngineError> {
-    let data = latents.clone().try_into_data().map_err(|e| EngineError::Read(e.to_string()))?;
-    let values = data.try_to_vec::<f32>().map_err(|e| EngineError::Read(e.to_string()))?;
-    match values.iter().filter(|x| !x.is_finite()).count() {
-        0 => Ok(()),
-        n_bad => Err(EngineError::NotFinite { n_bad, n: values.len(), n_steps }),
-    }
 }

@@ -3,8 +3,7 @@
 //! Dimensions, fastest first: tensor, ulysses, ring, pipefusion, cfg, data. A rank is the mixed-radix number of its
 //! coordinates, so neighbours in Ulysses, which talk most, are neighbours in the machine.
 
-use crate::dit::TokenGrid;
-use crate::layout::TokenLayout;
+use crate::layout::{TokenGrid, TokenLayout};
 
 /// How many ranks share a request along each dimension; all 1 is one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,7 +228,7 @@ impl ParallelConfig {
             let fitting: Vec<_> = (1..=n_heads).filter(|d| n_heads % d == 0).map(|d| d.to_string()).collect();
             return Err(PlanError::Heads { degree, n_heads, fitting: fitting.join(", ") });
         }
-        let (n_patches, n_rows) = (facts.n_patches, facts.grid.rows);
+        let (n_patches, n_rows) = (facts.n_patches, facts.grid.n_lines());
         if !(1..=n_rows).contains(&n_patches) {
             return Err(PlanError::Patches { n_patches, n_rows });
         }
@@ -376,7 +375,7 @@ mod tests {
 
     #[test]
     fn plans_that_cannot_work_are_refused_with_the_numbers() {
-        let grid = TokenGrid { rows: 5, cols: 3 };
+        let grid = TokenGrid::picture(5, 3);
         let facts = PlanFacts { n_heads: 6, grid, n_patches: 1, n_txt_tokens: Some(9), guided: false, rescaled: false };
         let one = ParallelConfig::default();
         let says = |config: ParallelConfig| config.fits(&facts).expect_err("a refusal").to_string();

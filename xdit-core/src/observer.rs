@@ -42,6 +42,12 @@ pub trait Observer {
         ControlFlow::Continue(())
     }
 
+    /// `done` of `total` passes of a block of the step at hand are done, of those that this rank takes part in. Breaking
+    /// cancels the request.
+    fn blocks(&mut self, _step: usize, _done: usize, _total: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
     /// The phase is over.
     fn end(&mut self, _phase: Phase) {}
 

@@ -56,6 +56,16 @@ pub enum Action {
     Step(Work),
 }
 
+impl Action {
+    /// The step that it belongs to. Latents belong to the step that needs them.
+    pub fn step(&self) -> usize {
+        match self {
+            Self::Receive { message, .. } | Self::Send { message, .. } => message.work.step,
+            Self::Compute(work) | Self::Step(work) => work.step,
+        }
+    }
+}
+
 /// A picture's way through the stages. All numbers but the warm-up's are at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
@@ -78,6 +88,16 @@ impl Schedule {
         }
     }
 
+    /// The latents that come back for this work: those of a patch, or of the whole picture with the first patch after the
+    /// warm-up. None for the first step, as every rank has the noise that it starts from.
+    fn latents_before(&self, work: Work) -> Option<Work> {
+        let before = work.step.checked_sub(1)?;
+        if before >= self.warmup_steps {
+            return Some(work);
+        }
+        work.patch.is_none_or(|patch| patch == 0).then_some(Work { patch: None, ..work })
+    }
+
     /// What a stage does, in this order.
     pub fn actions(&self, stage: usize) -> Vec<Action> {
         let last = self.n_stages - 1;
@@ -85,16 +105,11 @@ impl Schedule {
         let mut actions = Vec::new();
         for work in (0..self.n_steps).flat_map(|step| self.works(step)) {
             let message = Message { payload: Payload::Hidden, work };
-            // every rank has the noise that the first step starts from; a whole picture came at once
-            let before = match work.step.checked_sub(1) {
-                Some(step) if step < self.warmup_steps => work.patch.is_none_or(|patch| patch == 0).then_some(None),
-                Some(_) => Some(work.patch),
-                None => None,
-            };
             if stage > 0 {
                 actions.push(Action::Receive { from: stage - 1, message });
-            } else if let Some(patch) = before.filter(|_| last > 0) {
-                actions.push(Action::Receive { from: last, message: latents(Work { patch, ..work }) });
+            } else if last > 0 {
+                let came = self.latents_before(work).map(|work| Action::Receive { from: last, message: latents(work) });
+                actions.extend(came);
             }
             actions.push(Action::Compute(work));
             if stage < last {

@@ -8,9 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use xdit_core::comm::CommError;
-use xdit_core::dit::{
-    Attention, Cond, Ctx, Dit, Inputs, JointOut, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid,
-};
+use xdit_core::dit::{Attention, Cond, Ctx, Dit, Inputs, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::engine::SkipLayers;
 use xdit_core::ops;
 use xdit_core::sampler::{History, Rows, Sampler};
@@ -33,7 +31,7 @@ pub struct Displaced<'a> {
     pub guidance: Option<f32>,
     /// The picture's sides in pixels.
     pub size: [usize; 2],
-    /// Rows of tokens of each patch.
+    /// Lines of tokens of each patch.
     pub patch_rows: &'a [usize],
     /// Steps on the whole picture.
     pub warmup_steps: usize,
@@ -61,44 +59,32 @@ struct Remembering<'a> {
     patch: Option<usize>,
 }
 
-impl Remembering<'_> {
-    fn attend(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> JointOut {
+impl Attention for Remembering<'_> {
+    fn begin(&mut self, _pass: &Pass) {
+        unreachable!("the engine is not at work here")
+    }
+
+    fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
         for (i, tokens) in self.patches.iter().enumerate() {
             let cut = |x: &Tensor<4>| match self.patch {
-                None => x.clone().narrow(2, tokens.start, tokens.len()),
-                Some(_) => x.clone(),
+                None => x.clone().narrow(2, n_txt + tokens.start, tokens.len()),
+                Some(_) => x.clone().narrow(2, n_txt, tokens.len()),
             };
             if self.patch.is_none_or(|patch| patch == i) {
-                self.memory.patches.insert((site, i), [cut(&img.k), cut(&img.v)]);
+                self.memory.patches.insert((site, i), [cut(&x.k), cut(&x.v)]);
             }
         }
-        if let Some(txt) = &txt {
-            self.memory.txt.insert(site, [txt.k.clone(), txt.v.clone()]);
+        if n_txt > 0 {
+            let cut = |x: &Tensor<4>| x.clone().narrow(2, 0, n_txt);
+            self.memory.txt.insert(site, [cut(&x.k), cut(&x.v)]);
         }
         let all = |which: usize| {
             let txt = self.memory.txt.get(&site);
             let patches = (0..self.patches.len()).filter_map(|i| self.memory.patches.get(&(site, i)));
             ops::cat_tokens(txt.into_iter().chain(patches).map(|kv| kv[which].clone()).collect())
         };
-        let n_txt = txt.as_ref().map_or(0, |txt| txt.q.dims()[2]);
-        let q = ops::cat_tokens(txt.iter().map(|txt| txt.q.clone()).chain([img.q.clone()]).collect());
-        let scale = (q.dims()[3] as f64).powf(-0.5);
-        let out = ops::attention(q, all(0), all(1), None, scale).out;
-        (txt.map(|_| out.clone().narrow(2, 0, n_txt)), out.narrow(2, n_txt, img.q.dims()[2]))
-    }
-}
-
-impl Attention for Remembering<'_> {
-    fn begin(&mut self, _pass: &Pass) {
-        unreachable!("the engine is not at work here")
-    }
-
-    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
-        Ok(self.attend(site, txt, img))
-    }
-
-    fn self_attn(&mut self, site: Site, img: Qkv) -> Result<Tensor<4>, CommError> {
-        Ok(self.attend(site, None, img).1)
+        let scale = (x.q.dims()[3] as f64).powf(-0.5);
+        Ok(ops::attention(x.q, all(0), all(1), None, scale).out)
     }
 }
 
@@ -150,13 +136,14 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
             let mut predictions = Vec::new();
             for ((text, left_out), memory) in passes.iter().zip(&mut memories) {
                 let n_txt = text.txt.n_tokens();
-                let places = dit.place(grid, n_txt).band(0..n_txt, tokens.clone());
-                let cond: Cond = dit.condition(Inputs { places: &places, timestep, text, guidance, size });
+                let all = dit.positions(grid, n_txt);
+                let positions = all.share(0..n_txt, std::slice::from_ref(&tokens));
+                let cond: Cond = dit.condition(Inputs { timestep, text, guidance, size });
                 // text that blocks change goes through them once a step
                 let first = patch.is_none_or(|patch| patch == 0);
                 let with_txt = !dit.spec().joint || first || !text_anew_at.is_empty();
-                let img = dit.embed_img(cut(&sampler.model_input(step, latents.clone())), &places);
-                let mut x = Streams::new(with_txt.then(|| dit.embed_txt(text)), img);
+                let img = dit.embed_img(cut(&sampler.model_input(step, latents.clone())), &positions);
+                let mut x = Streams::new(with_txt.then(|| dit.embed_txt(text, &cond, &all)), img);
                 let mut attn = Remembering { memory, patches: &patches, patch };
                 for block in (0..dit.spec().n_blocks).filter(|block| !left_out.contains(block)) {
                     if text_anew_at.contains(&block) && first {
@@ -164,7 +151,9 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                     } else if text_anew_at.contains(&block) {
                         x.txt = attn.memory.streams[&block].clone();
                     }
-                    x = dit.block(&mut Ctx { attn: &mut attn }, block, x, &cond).expect("one device cannot fail");
+                    x = dit
+                        .block(&mut Ctx { attn: &mut attn, positions: &positions }, block, x, &cond)
+                        .expect("one device cannot fail");
                 }
                 predictions.push(dit.head(x, &cond));
             }

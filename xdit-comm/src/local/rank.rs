@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use burn::tensor::Device;
-use xdit_core::comm::{Call, CommError, Communicator, Part, Pending, Stats};
+use burn::tensor::{Device, Tensor};
+use xdit_core::comm::{Call, Cause, CommError, Communicator, Form, Part, Pending, Stats};
 
 use super::shared::Shared;
 use super::state::{Lane, Letter, Slot};
@@ -77,12 +77,8 @@ impl Rank {
         if peer < size {
             return Ok(());
         }
-        self.refuse(CommError::NoSuchRank { rank: self.world_rank(), op, peer, size })
-    }
-
-    fn refuse(&self, error: CommError) -> Result<(), CommError> {
-        self.abort(&error.to_string());
-        Err(error)
+        let me: &dyn Communicator = self;
+        me.refuse(CommError::NoSuchRank { rank: self.world_rank(), op, peer, size })
     }
 }
 
@@ -103,20 +99,26 @@ impl Communicator for Rank {
         &self.seat.device
     }
 
-    fn exchange(&self, call: Call, parts: Vec<Part>) -> Result<Vec<Part>, CommError> {
-        let (op, n, size) = (call.op, parts.len(), self.size());
-        if n != size {
-            self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size })?;
+    fn slot(&self) -> usize {
+        self.seat.shared.slot(self.world_rank())
+    }
+
+    fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError> {
+        let (op, size) = (call.op, self.size());
+        if let Some(n) = [parts.len(), forms.len()].into_iter().find(|n| *n != size) {
+            let me: &dyn Communicator = self;
+            return me.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size });
         }
-        let letter = |part| Letter { call: call.clone(), part, place: [0; 2] };
+        let letter = |part| Letter { call: call.clone(), part, split: [0; 2] };
         let (letters, _) = self.swap(parts.into_iter().map(letter).collect())?;
-        letters.into_iter().enumerate().map(|(from, letter)| self.seat.land(op, from, letter.part)).collect()
+        let land = |(from, (letter, form)): (usize, (Letter, &Form))| self.seat.land(op, from, letter.part, form);
+        letters.into_iter().zip(forms).enumerate().map(land).collect()
     }
 
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, to)?;
-        let letter = Letter { call, part, place: [0; 2] };
+        let letter = Letter { call, part, split: [0; 2] };
         let slot = seat.slot(Lane::Point, self.rank(), to, next(&mut seat.counts().sent[to]));
         seat.shared.with(|state| {
             state.check_there(slot.group, slot.to);
@@ -128,21 +130,21 @@ impl Communicator for Rank {
         Ok(Box::new(Sending { seat: Arc::clone(seat), op }))
     }
 
-    fn post_recv(&self, call: Call, from: usize) -> Result<Box<dyn Pending<Part>>, CommError> {
+    fn post_recv(&self, call: Call, from: usize, form: Form) -> Result<Box<dyn Pending<Part>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, from)?;
         let slot = seat.slot(Lane::Point, from, self.rank(), next(&mut seat.counts().received[from]));
         seat.shared.with(|state| state.begin(me, op))?;
-        Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, slot, taken: false }))
+        Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, form, slot, taken: false }))
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator>, CommError> {
         let Seat { shared, group, members, device, .. } = &*self.seat;
-        let letter = |_| Letter { call: Call::bare("split", &[]), part: Part::nothing(), place: [color, key] };
+        let letter = |_| Letter { call: Call::bare("split", &[]), part: Part::nothing(), split: [color, key] };
         let (letters, seq) = self.swap((0..self.size()).map(letter).collect())?;
-        let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].place[0] == color).collect();
+        let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].split[0] == color).collect();
         // stable: in rank order where keys are equal
-        chosen.sort_by_key(|&i| letters[i].place[1]);
+        chosen.sort_by_key(|&i| letters[i].split[1]);
         let rank = chosen.iter().take_while(|&&i| i != self.rank()).count();
         let group = shared.with(|state| state.group(*group, seq, color));
         let members = chosen.into_iter().map(|i| members[i]).collect();
@@ -155,6 +157,10 @@ impl Communicator for Rank {
 
     fn reset_stats(&self) {
         *self.stats_mut() = Stats::default();
+    }
+
+    fn beat(&self) {
+        self.seat.shared.beat(self.world_rank());
     }
 
     fn abort(&self, reason: &str) {
@@ -181,17 +187,28 @@ impl Seat {
         Slot { group: self.group, lane, from: self.members[from], to: self.members[to], seq }
     }
 
-    /// Brings what rank `from` of the group sent to this rank's device.
-    fn land(&self, op: &'static str, from: usize, mut part: Part) -> Result<Part, CommError> {
+    /// Brings what rank `from` of the group sent to this rank's device, if it is what was expected.
+    fn land(&self, op: &'static str, from: usize, mut part: Part, form: &Form) -> Result<Part, CommError> {
+        if !part.form.is(form) {
+            let (me, sent, expected) = (self.world_rank(), Box::new(part.form), Box::new(form.clone()));
+            return self.shared.with(|state| {
+                state.fail(self.members[from], Cause::Unexpected { op, sent, peer: me, expected });
+                Err(state.check(me, op).expect_err("a failure was recorded"))
+            });
+        }
+        let slot = |rank| self.shared.slot(self.members[rank]);
+        if slot(from) == slot(self.rank) {
+            return Ok(part);
+        }
+        let failed = |reason: String| CommError::Copy { rank: self.world_rank(), op, peer: self.members[from], reason };
         if let Some(sent) = part.data.take_if(|sent| sent.device() != self.device) {
             part.data = Some(sent.clone().to_device(&self.device));
             // Burn 0.22 may reuse the sender's memory while a GPU still reads it, so `sent` lives until then
-            self.device.sync().map_err(|e| CommError::Copy {
-                rank: self.world_rank(),
-                op,
-                peer: self.members[from],
-                reason: e.to_string(),
-            })?;
+            self.device.sync().map_err(|e| failed(e.to_string()))?;
+        } else if let Some(sent) = part.data.take() {
+            // one device that stands for two
+            let (data, dtype) = (sent.try_into_data().map_err(|e| failed(e.to_string()))?, part.form.dtype);
+            part.data = Some(Tensor::from_data(data, (&self.device, dtype)));
         }
         Ok(part)
     }
@@ -223,6 +240,7 @@ struct Receiving {
     call: Call,
     /// Number in the group.
     from: usize,
+    form: Form,
     slot: Slot,
     taken: bool,
 }
@@ -233,7 +251,7 @@ impl Pending<Part> for Receiving {
         let letter = seat.shared.take(self.slot.to, op, &[self.slot])?.remove(0);
         self.taken = true;
         seat.shared.agree(self.slot.to, &[(self.slot.to, &self.call), (self.slot.from, &letter.call)])?;
-        seat.land(op, self.from, letter.part)
+        seat.land(op, self.from, letter.part, &self.form)
     }
 }
 

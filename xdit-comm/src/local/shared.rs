@@ -1,5 +1,6 @@
 //! Waiting for what other threads do to the [`State`].
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,42 @@ pub struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     deadline: Duration,
+    start: Instant,
+    /// Of each rank, milliseconds from the start to its last sign of life.
+    beats: Vec<AtomicU64>,
+    /// Of each rank.
+    slots: Vec<usize>,
 }
 
 impl Shared {
-    pub fn new(state: State, deadline: Duration) -> Self {
-        Self { state: Mutex::new(state), changed: Condvar::new(), deadline }
+    /// - `slots`: of each rank
+    pub fn new(slots: Vec<usize>, deadline: Duration) -> Self {
+        let n_ranks = slots.len();
+        Self {
+            slots,
+            state: Mutex::new(State::new(n_ranks)),
+            changed: Condvar::new(),
+            deadline,
+            start: Instant::now(),
+            beats: (0..n_ranks).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Which device a rank has.
+    pub fn slot(&self, rank: usize) -> usize {
+        self.slots[rank]
+    }
+
+    /// A sign of life of a rank.
+    pub fn beat(&self, rank: usize) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beats[rank].store(now, Ordering::Relaxed);
+    }
+
+    /// How long a rank may go on without a sign of life, for one that has waited since `since`.
+    fn patience(&self, rank: usize, since: Instant) -> Option<Duration> {
+        let beat = self.start + Duration::from_millis(self.beats[rank].load(Ordering::Relaxed));
+        self.deadline.checked_sub(beat.max(since).elapsed()).filter(|left| !left.is_zero())
     }
 
     /// Looks at the state or changes it; who waits looks again.
@@ -27,7 +59,8 @@ impl Shared {
 
     /// Takes the letters of these slots once they are all there.
     pub fn take(&self, rank: usize, op: &'static str, slots: &[Slot]) -> Result<Vec<Letter>, CommError> {
-        let start = Instant::now();
+        self.beat(rank);
+        let since = Instant::now();
         let mut state = self.lock();
         let result = loop {
             let absent: Vec<_> = slots.iter().filter(|slot| !state.letters.contains_key(slot)).collect();
@@ -41,14 +74,13 @@ impl Shared {
                 break Ok(slots.iter().filter_map(|slot| state.letters.remove(slot)).collect());
             };
             state.wait_for(rank, first.from, op);
-            match self.deadline.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            // it is the one at the end of those who wait for each other that keeps all of them waiting
+            let (peer, op) = state.culprit(rank).unwrap_or((first.from, op));
+            match self.patience(peer, since) {
                 Some(left) => {
                     state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                None => {
-                    let (peer, op) = state.culprit(rank).unwrap_or((first.from, op));
-                    state.fail(peer, Cause::Silent { op, deadline: self.deadline });
-                }
+                None => state.fail(peer, Cause::Silent { op, deadline: self.deadline }),
             }
         };
         state.waited(rank);

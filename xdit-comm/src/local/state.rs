@@ -27,8 +27,8 @@ pub struct Slot {
 pub struct Letter {
     pub call: Call,
     pub part: Part,
-    /// Colour and key of a split.
-    pub place: [usize; 2],
+    /// Colour and key, where it is one of a split.
+    pub split: [usize; 2],
 }
 
 /// Who failed first and how.

@@ -1,10 +1,10 @@
 //! Collectives on tensors, written once for every back end. Ranks are numbers in the group; errors are those of
 //! [`Communicator`], and sizes or roots that cannot be, which end the request on every rank as well.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
-use super::part::{cut, cut_flat, join, sum};
-use super::{Call, CommError, Communicator, Part, Pending};
+use super::parts::{cut, join};
+use super::{Call, CommError, Communicator, Form, Part, Pending, whole};
 
 /// `n` in `size` parts, none larger than another by more than one, the larger ones first.
 pub fn even_sizes(n: usize, size: usize) -> Vec<usize> {
@@ -16,6 +16,7 @@ pub fn even_sizes(n: usize, size: usize) -> Vec<usize> {
 pub struct Posted<const D: usize> {
     send: Option<Sent>,
     recv: Box<dyn Pending<Part>>,
+    shape: [usize; D],
     device: Device,
 }
 
@@ -28,7 +29,7 @@ impl<const D: usize> Posted<D> {
         if let Some(send) = self.send {
             send.wait()?;
         }
-        Ok(self.recv.wait()?.into_tensor(&self.device))
+        Ok(self.recv.wait()?.into_tensor(self.shape, &self.device))
     }
 }
 
@@ -49,94 +50,167 @@ impl dyn Communicator + '_ {
     /// Cuts `x` along `split_dim` into one part per rank, as even as can be, and puts together what every rank sent
     /// here along `concat_dim`.
     ///
-    /// Ranks' tensors may differ along `concat_dim`.
+    /// - `concat_sizes`: of every rank's tensor along `concat_dim`
     pub fn all_to_all<const D: usize>(
         &self,
         x: Tensor<D>,
         split_dim: usize,
         concat_dim: usize,
+        concat_sizes: &[usize],
     ) -> Result<Tensor<D>, CommError> {
         let sizes = even_sizes(x.dims()[split_dim], self.size());
-        self.all_to_all_sized(x, split_dim, &sizes, concat_dim)
+        self.all_to_all_sized(x, [split_dim, concat_dim], &sizes, concat_sizes)
     }
 
-    /// `all_to_all` with `sizes[i]` of `split_dim` for rank `i`, the same on every rank unless both dimensions
-    /// are one.
+    /// `all_to_all` with `split_sizes[i]` of the first dimension for rank `i`, the same on every rank unless both
+    /// dimensions are one; then `concat_sizes[i]` is what rank `i` sends here.
     pub fn all_to_all_sized<const D: usize>(
         &self,
         x: Tensor<D>,
-        split_dim: usize,
-        sizes: &[usize],
-        concat_dim: usize,
+        [split_dim, concat_dim]: [usize; 2],
+        split_sizes: &[usize],
+        concat_sizes: &[usize],
     ) -> Result<Tensor<D>, CommError> {
         let op = "all_to_all";
         let n = x.dims()[split_dim];
-        if sizes.len() != self.size() || sizes.iter().sum::<usize>() != n {
-            let (rank, sizes) = (self.world_rank(), sizes.to_vec());
-            return self.refuse(CommError::Sizes { rank, op, n, sizes, size: self.size() });
-        }
+        self.check_sizes(op, Some(n), split_sizes)?;
+        self.check_sizes(op, None, concat_sizes)?;
         let mut call = Call::on(op, &[split_dim, concat_dim], &x).any_size_of(concat_dim);
+        let mut shape = x.dims();
         if split_dim != concat_dim {
-            call.args.extend(sizes);
+            call.args.extend(split_sizes);
+            shape[split_dim] = split_sizes[self.rank()];
         }
-        let parts = self.exchange(call, cut(x, split_dim, sizes))?;
-        Ok(join(parts, concat_dim, self.device()))
+        let shapes: Vec<_> = along(shape, concat_dim, concat_sizes).collect();
+        Ok(join(self.swap(call, cut(&x, split_dim, split_sizes), &shapes)?, concat_dim))
     }
 
-    /// Every rank's tensor, in rank order along `dim`, on every rank. They may differ along `dim`.
-    pub fn all_gather<const D: usize>(&self, x: Tensor<D>, dim: usize) -> Result<Tensor<D>, CommError> {
-        let call = Call::on("all_gather", &[dim], &x).any_size_of(dim);
-        let parts = self.exchange(call, vec![Part::new(x); self.size()])?;
-        Ok(join(parts, dim, self.device()))
+    /// Sends `parts[i]` to rank `i`; returns what each rank sent here, in rank order.
+    ///
+    /// - `shapes`: of what each rank sends here
+    pub fn trade<const D: usize>(
+        &self,
+        parts: Vec<Tensor<D>>,
+        shapes: &[[usize; D]],
+    ) -> Result<Vec<Tensor<D>>, CommError> {
+        let dtype = parts.first().map(Tensor::dtype);
+        self.swap(Call { dtype, ..Call::unknown::<D>("all_to_all", &[]) }, parts, shapes)
+    }
+
+    fn swap<const D: usize>(
+        &self,
+        call: Call,
+        parts: Vec<Tensor<D>>,
+        shapes: &[[usize; D]],
+    ) -> Result<Vec<Tensor<D>>, CommError> {
+        let dtype = parts.first().map_or(DType::F32, Tensor::dtype);
+        let forms: Vec<_> = shapes.iter().map(|shape| Form::new(shape, dtype)).collect();
+        let parts = self.exchange(call, parts.into_iter().map(Part::new).collect(), &forms)?;
+        Ok(self.tensors(parts, shapes))
+    }
+
+    fn tensors<const D: usize>(&self, parts: Vec<Part>, shapes: &[[usize; D]]) -> Vec<Tensor<D>> {
+        parts.into_iter().zip(shapes).map(|(part, shape)| part.into_tensor(*shape, self.device())).collect()
+    }
+
+    /// Every rank's tensor, in rank order along `dim`, on every rank.
+    ///
+    /// - `sizes`: of every rank's tensor along `dim`
+    pub fn all_gather<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        dim: usize,
+        sizes: &[usize],
+    ) -> Result<Tensor<D>, CommError> {
+        let op = "all_gather";
+        self.check_sizes(op, None, sizes)?;
+        let shapes: Vec<_> = along(x.dims(), dim, sizes).collect();
+        let forms: Vec<_> = shapes.iter().map(|shape| Form::new(shape, x.dtype())).collect();
+        let call = Call::on(op, &[dim], &x).any_size_of(dim);
+        let parts = self.all_gather_parts(call, Part::new(x), &forms)?;
+        Ok(join(self.tensors(parts, &shapes), dim))
     }
 
     /// The sum of every rank's tensor, on every rank. Added in rank order, halves in f32: all ranks get the same bits.
     pub fn all_reduce<const D: usize>(&self, x: Tensor<D>) -> Result<Tensor<D>, CommError> {
-        let shape = x.dims().to_vec();
+        let shape = x.dims();
         let call = Call::on("all_reduce", &[], &x);
-        // each rank adds up its share, so that no element is summed or sent more often than it must be
-        let sizes = even_sizes(shape.iter().product(), self.size());
-        let share = sum(self.exchange(call.clone(), cut_flat(Part::new(x), &sizes))?);
-        let shares = self.exchange(call, vec![share; self.size()])?;
-        let flat: Tensor<1> = join(shares, 0, self.device());
-        Ok(Part { shape, ..Part::new(flat) }.into_tensor(self.device()))
+        Ok(self.all_reduce_part(call, Part::new(x))?.into_tensor(shape, self.device()))
     }
 
     /// The tensor of rank `root`, on every rank; others' `x` is not looked at.
-    pub fn broadcast<const D: usize>(&self, root: usize, x: Option<Tensor<D>>) -> Result<Tensor<D>, CommError> {
-        let parts = x.map(|x| vec![Part::new(x); self.size()]);
-        self.send_from("broadcast", root, parts)
+    ///
+    /// - `shape`, `dtype`: of that tensor
+    pub fn broadcast<const D: usize>(
+        &self,
+        root: usize,
+        x: Option<Tensor<D>>,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Result<Tensor<D>, CommError> {
+        let op = "broadcast";
+        self.check_root(op, root, x.is_some())?;
+        let part = x.filter(|_| self.rank() == root).map(Part::new);
+        let part = self.broadcast_part(Call::unknown::<D>(op, &[root]), root, part, Form::new(&shape, dtype))?;
+        Ok(part.into_tensor(shape, self.device()))
     }
 
     /// `parts[i]` of rank `root` on rank `i`; others' `parts` are not looked at.
-    pub fn scatter<const D: usize>(&self, root: usize, parts: Option<Vec<Tensor<D>>>) -> Result<Tensor<D>, CommError> {
-        self.send_from("scatter", root, parts.map(|parts| parts.into_iter().map(Part::new).collect()))
+    ///
+    /// - `shape`, `dtype`: of this rank's part
+    pub fn scatter<const D: usize>(
+        &self,
+        root: usize,
+        parts: Option<Vec<Tensor<D>>>,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Result<Tensor<D>, CommError> {
+        let op = "scatter";
+        self.check_root(op, root, parts.is_some())?;
+        let parts = parts.filter(|_| self.rank() == root);
+        if let Some(parts) = &parts {
+            self.check_sizes(op, None, &vec![1; parts.len()])?;
+        }
+        let parts = parts.map(|parts| parts.into_iter().map(Part::new).collect());
+        let part = whole::scatter(self, Call::unknown::<D>(op, &[root]), root, parts, Form::new(&shape, dtype))?;
+        Ok(part.into_tensor(shape, self.device()))
     }
 
-    /// Every rank's tensor, in rank order along `dim`, on rank `root`; `None` on others. They may differ along `dim`.
+    /// Every rank's tensor, in rank order along `dim`, on rank `root`; `None` on others.
+    ///
+    /// - `sizes`: of every rank's tensor along `dim`
     pub fn gather<const D: usize>(
         &self,
         root: usize,
         x: Tensor<D>,
         dim: usize,
+        sizes: &[usize],
     ) -> Result<Option<Tensor<D>>, CommError> {
         let op = "gather";
-        self.check_root(op, root)?;
+        self.check_root(op, root, true)?;
+        self.check_sizes(op, None, sizes)?;
+        let shapes: Vec<_> = along(x.dims(), dim, sizes).collect();
+        let is_root = self.rank() == root;
+        let form = |shape: &[usize; D]| if is_root { Form::new(shape, x.dtype()) } else { Form::nothing() };
+        let forms: Vec<_> = shapes.iter().map(form).collect();
         let call = Call::on(op, &[root, dim], &x).any_size_of(dim);
         let mut parts = vec![Part::nothing(); self.size()];
         parts[root] = Part::new(x);
-        let parts = self.exchange(call, parts)?;
-        Ok((self.rank() == root).then(|| join(parts, dim, self.device())))
+        let parts = self.exchange(call, parts, &forms)?;
+        Ok(is_root.then(|| join(self.tensors(parts, &shapes), dim)))
     }
 
     /// Starts to send `x` to the next rank of the ring and to receive what the previous one sends; never waits. Several
     /// may be on their way.
-    pub fn rotate<const D: usize>(&self, x: Tensor<D>) -> Result<Posted<D>, CommError> {
+    ///
+    /// - `shape`: of what the previous one sends
+    pub fn rotate<const D: usize>(&self, x: Tensor<D>, shape: [usize; D]) -> Result<Posted<D>, CommError> {
         let (rank, size) = (self.rank(), self.size());
         let call = Call { dtype: Some(x.dtype()), ..Call::unknown::<D>("rotate", &[]) };
+        let form = Form::new(&shape, x.dtype());
         let send = Sent(self.post_send(call.clone(), (rank + 1) % size, Part::new(x))?);
-        let recv = self.post_recv(call, (rank + size - 1) % size)?;
-        Ok(Posted { send: Some(send), recv, device: self.device().clone() })
+        let recv = self.post_recv(call, (rank + size - 1) % size, form)?;
+        Ok(Posted { send: Some(send), recv, shape, device: self.device().clone() })
     }
 
     /// Starts to send `x` to rank `to`; never waits.
@@ -145,50 +219,57 @@ impl dyn Communicator + '_ {
     }
 
     /// Starts to receive the next tensor of rank `from`; never waits.
-    pub fn recv<const D: usize>(&self, from: usize) -> Result<Posted<D>, CommError> {
-        let recv = self.post_recv(Call::unknown::<D>("send_recv", &[]), from)?;
-        Ok(Posted { send: None, recv, device: self.device().clone() })
+    ///
+    /// - `shape`, `dtype`: of that tensor
+    pub fn recv<const D: usize>(&self, from: usize, shape: [usize; D], dtype: DType) -> Result<Posted<D>, CommError> {
+        let recv = self.post_recv(Call::unknown::<D>("send_recv", &[]), from, Form::new(&shape, dtype))?;
+        Ok(Posted { send: None, recv, shape, device: self.device().clone() })
     }
 
     /// Waits for every rank.
     pub fn barrier(&self) -> Result<(), CommError> {
-        self.exchange(Call::bare("barrier", &[]), vec![Part::nothing(); self.size()])?;
+        let n = self.size();
+        self.exchange(Call::bare("barrier", &[]), vec![Part::nothing(); n], &vec![Form::nothing(); n])?;
         Ok(())
     }
 
-    fn send_from<const D: usize>(
-        &self,
-        op: &'static str,
-        root: usize,
-        parts: Option<Vec<Part>>,
-    ) -> Result<Tensor<D>, CommError> {
-        self.check_root(op, root)?;
-        let (rank, size) = (self.world_rank(), self.size());
-        let parts = match parts {
-            _ if self.rank() != root => vec![Part::nothing(); size],
-            None => return self.refuse(CommError::NoTensor { rank, op }),
-            Some(parts) if parts.len() != size => {
-                return self.refuse(CommError::Sizes { rank, op, n: size, sizes: vec![1; parts.len()], size });
-            }
-            Some(parts) => parts,
-        };
-        let mut parts = self.exchange(Call::unknown::<D>(op, &[root]), parts)?;
-        Ok(parts.swap_remove(root).into_tensor(self.device()))
+    /// Whether there is one size per rank, and they make up `n`.
+    fn check_sizes(&self, op: &'static str, n: Option<usize>, sizes: &[usize]) -> Result<(), CommError> {
+        let sum = sizes.iter().sum::<usize>();
+        if sizes.len() == self.size() && n.is_none_or(|n| n == sum) {
+            return Ok(());
+        }
+        let (rank, n, sizes) = (self.world_rank(), n.unwrap_or(sum), sizes.to_vec());
+        self.refuse(CommError::Sizes { rank, op, n, sizes, size: self.size() })
     }
 
-    fn check_root(&self, op: &'static str, peer: usize) -> Result<(), CommError> {
+    /// Whether there is such a rank, and it has something to send.
+    fn check_root(&self, op: &'static str, peer: usize, has_tensor: bool) -> Result<(), CommError> {
         let (rank, size) = (self.world_rank(), self.size());
         match peer < size {
+            true if self.rank() == peer && !has_tensor => self.refuse(CommError::NoTensor { rank, op }),
             true => Ok(()),
             false => self.refuse(CommError::NoSuchRank { rank, op, peer, size }),
         }
     }
 
-    fn refuse<T>(&self, error: CommError) -> Result<T, CommError> {
+    /// Ends the request on every rank with this rank's mistake.
+    ///
+    /// # Errors
+    /// Always: `error`.
+    pub fn refuse<T>(&self, error: CommError) -> Result<T, CommError> {
         // else the others would wait until this rank drops its handle
         self.abort(&error.to_string());
         Err(error)
     }
+}
+
+/// A shape with each of these sizes along `dim`.
+fn along<const D: usize>(mut shape: [usize; D], dim: usize, sizes: &[usize]) -> impl Iterator<Item = [usize; D]> {
+    sizes.iter().map(move |size| {
+        shape[dim] = *size;
+        shape
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Call;
+use super::{Call, Form};
 
 /// Why a rank could not go on. Ranks are numbers in the world, not in a sub-group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +97,18 @@ pub enum Cause {
         op: &'static str,
         /// How long was waited.
         deadline: Duration,
+    },
+    /// It sent something else than its receiver expected.
+    #[error("sent {sent} in {op} where rank {peer} expected {expected}")]
+    Unexpected {
+        /// The operation.
+        op: &'static str,
+        /// What it sent.
+        sent: Box<Form>,
+        /// The receiver.
+        peer: usize,
+        /// What that one expected.
+        expected: Box<Form>,
     },
     /// It called something else than another member of the group.
     #[error("called {call} where rank {peer} called {peer_call}")]

@@ -35,3 +35,11 @@ pub fn to_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn to_dtype<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
+
+/// The parts one after the other along `dim`; a single one is not copied.
+pub fn cat<const D: usize>(mut parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, dim),
+    }
+}

@@ -7,7 +7,7 @@ use super::{cpu, to_dtype, to_f32};
 
 /// Cosines and sines per token and pair of channels: channels `2i` and `2i + 1` of a head turn by the angle `i`.
 ///
-/// The table belongs to the tokens: whoever cuts the tokens cuts the table with [`RopeTable::rows`], so that nothing
+/// The table belongs to the tokens: whoever cuts the tokens cuts the table with [`RopeTable::tokens`], so that nothing
 /// else needs to know where a token stands in the picture.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
@@ -38,17 +38,19 @@ impl RopeTable {
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
 
-    /// The table of tokens `rows` alone.
-    pub fn rows(&self, rows: std::ops::Range<usize>) -> Self {
-        Self { cos: self.cos.clone().slice([rows.clone()]), sin: self.sin.clone().slice([rows]) }
+    /// The table of some tokens alone.
+    pub fn tokens(&self, range: std::ops::Range<usize>) -> Self {
+        self.map(|table| table.clone().slice([range.clone()]))
     }
 
-    /// `self`'s tokens, then `other`'s.
-    pub fn then(&self, other: &Self) -> Self {
-        Self {
-            cos: Tensor::cat(vec![self.cos.clone(), other.cos.clone()], 0),
-            sin: Tensor::cat(vec![self.sin.clone(), other.sin.clone()], 0),
-        }
+    /// How many tokens it is of.
+    pub fn n_tokens(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Both tables, changed in the same way.
+    pub fn map(&self, f: impl Fn(&Tensor<2>) -> Tensor<2>) -> Self {
+        Self { cos: f(&self.cos), sin: f(&self.sin) }
     }
 }
 

@@ -9,7 +9,9 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Qkv, Site, Streams, TextEmbeddings, TokenGrid};
+use xdit_core::dit::{
+    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
+};
 use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
 
 use crate::dit::{
@@ -70,6 +72,7 @@ impl FluxConfig {
             head_dim: self.attention_head_dim,
             channels: self.in_channels,
             joint: true,
+            txt_each_step: false,
         }
     }
 
@@ -146,27 +149,32 @@ impl Dit for Flux {
         self.config.spec()
     }
 
-    fn place(&self, grid: TokenGrid, n_txt: usize) -> Places {
-        let table = |ids: &[[f64; 3]]| RopeTable::new(ids, self.config.axes_dims_rope, 10_000.0, &self.device);
-        let ids: Vec<_> = grid.positions().map(|[row, col]| [0.0, row as f64, col as f64]).collect();
-        let (txt, img) = (table(&vec![[0.0; 3]; n_txt]), table(&ids));
-        Places { joint: Some(txt.then(&img)), txt: Some(txt), img: Some(img), img_embedding: None }
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn positions(&self, grid: TokenGrid, n_txt: usize) -> Positions {
+        let img = grid.positions().map(|[_, row, col]| [0.0, row as f64, col as f64]);
+        // text tokens stand at 0: they are not turned
+        let ids: Vec<_> = std::iter::repeat_n([0.0; 3], n_txt).chain(img).collect();
+        let rope = RopeTable::new(&ids, self.config.axes_dims_rope, 10_000.0, &self.device);
+        Positions { rope: Some(rope), n_txt, added: None }
     }
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { places, timestep, text, guidance, .. } = inputs;
+        let Inputs { timestep, text, guidance, .. } = inputs;
         let guidance = self.config.guidance_embeds.then(|| guidance.unwrap_or(1.0));
         let pooled = text.pooled.clone().expect("Flux takes CLIP's pooled vector");
         // the pipeline divides by 1000, and the model multiplies again
         let temb = self.time_text_embed.forward(timestep / 1000.0, guidance, ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+        Cond { temb, modulation: None, txt_bias: None }
     }
 
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+    fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
         self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype))
     }
 
-    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+    fn embed_img(&self, latents: Tensor<3>, _positions: &Positions) -> Tensor<3> {
         self.x_embedder.forward(ops::to_dtype(latents, self.dtype))
     }
 
@@ -232,16 +240,13 @@ impl DoubleBlock {
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let img = modulation::<6>(&self.img.norm, &cond.temb);
-        let img_qkv = self.img.qkv(&x.img, &img, cond.places.img.as_ref());
-        let Some(x_txt) = x.txt else {
-            let (_, attn) = ctx.attn.joint(site, None, img_qkv)?;
-            return Ok(Streams::new(None, self.img.after(x.img, attn, &img)));
-        };
-        let txt = modulation::<6>(&self.txt.norm, &cond.temb);
-        let txt_qkv = self.txt.qkv(&x_txt, &txt, cond.places.txt.as_ref());
-        let (txt_attn, img_attn) = ctx.attn.joint(site, Some(txt_qkv), img_qkv)?;
-        let x_txt = txt_attn.map(|attn| self.txt.after(x_txt, attn, &txt));
-        Ok(Streams::new(x_txt, self.img.after(x.img, img_attn, &img)))
+        let img_qkv = self.img.qkv(&x.img, &img, ctx.positions.img_rope().as_ref());
+        let txt = x.txt.map(|x| (x, modulation::<6>(&self.txt.norm, &cond.temb)));
+        let txt_qkv = txt.as_ref().map(|(x, m)| self.txt.qkv(x, m, ctx.positions.txt_rope().as_ref()));
+        let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
+        let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
+        let txt = txt.zip(txt_attn).map(|((x, m), attn)| self.txt.after(x, attn, &m));
+        Ok(Streams::new(txt, self.img.after(x.img, img_attn, &img)))
     }
 }
 
@@ -301,29 +306,18 @@ impl SingleBlock {
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let [shift, scale, gate] = modulation(&self.norm, &cond.temb);
-        let [b, n_img, d] = x.img.dims();
         let n_txt = x.txt.as_ref().map_or(0, |txt| txt.dims()[1]);
-        let n = n_txt + n_img;
+        let [_, n_img, _] = x.img.dims();
         // one sequence: the weights are the same for both streams and are read once
         let (x, rope) = match x.txt {
-            Some(txt) => (Tensor::cat(vec![txt, x.img], 1), &cond.places.joint),
-            None => (x.img, &cond.places.img),
+            Some(txt) => (Tensor::cat(vec![txt, x.img], 1), ctx.positions.rope.clone()),
+            None => (x.img, ctx.positions.img_rope()),
         };
         let y = modulated_norm(x.clone(), shift, scale, EPS);
-        let qkv = self.attn.forward(y.clone(), rope.as_ref());
-        let txt_qkv = (n_txt > 0).then(|| tokens(&qkv, 0..n_txt));
-        let (txt, img) = ctx.attn.joint(site, txt_qkv, tokens(&qkv, n_txt..n))?;
-        let attn = merge_heads(ops::cat_tokens(txt.into_iter().chain([img]).collect()));
+        let attn = ctx.attn.joint(site, self.attn.forward(y.clone(), rope.as_ref()), n_txt)?;
         let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
-        let x = gated_residual(x, gate, linear_cat(vec![attn, mlp], &self.proj_out));
-        let txt = (n_txt > 0).then(|| x.clone().slice([0..b, 0..n_txt, 0..d]));
-        Ok(Streams::new(txt, x.slice([0..b, n_txt..n, 0..d])))
+        let x = gated_residual(x, gate, linear_cat(vec![merge_heads(attn), mlp], &self.proj_out));
+        let txt = (n_txt > 0).then(|| x.clone().narrow(1, 0, n_txt));
+        Ok(Streams::new(txt, x.narrow(1, n_txt, n_img)))
     }
-}
-
-/// Tokens `range` of all heads.
-fn tokens(qkv: &Qkv, range: Range<usize>) -> Qkv {
-    let [b, h, _, d] = qkv.q.dims();
-    let cut = |x: &Tensor<4>| x.clone().slice([0..b, 0..h, range.clone(), 0..d]);
-    Qkv { q: cut(&qkv.q), k: cut(&qkv.k), v: cut(&qkv.v) }
 }

@@ -10,7 +10,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TextStates, TokenGrid};
+use xdit_core::dit::{
+    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TextStates, TokenGrid,
+};
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
 use crate::dit::{
@@ -209,7 +211,11 @@ impl Dit for HunyuanDit {
         self.config.spec()
     }
 
-    fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn positions(&self, grid: TokenGrid, _n_txt: usize) -> Positions {
         // `get_resize_crop_region_for_grid`: the picture, scaled into a square of the pictures of the first training
         let base = (512 / 8 / self.config.patch_size) as f64;
         let (rows, cols) = (grid.rows as f64, grid.cols as f64);
@@ -223,14 +229,14 @@ impl Dit for HunyuanDit {
             if n == 1.0 { start } else { start + i as f64 * ((last - start) / (n - 1.0)) }
         };
         // columns turn the first half of a head's channels, rows the second
-        let ids: Vec<_> = grid.positions().map(|[row, col]| [at(col, cols, width), at(row, rows, height)]).collect();
+        let ids: Vec<_> = grid.positions().map(|[_, row, col]| [at(col, cols, width), at(row, rows, height)]).collect();
         let half = self.config.attention_head_dim / 2;
         let table = RopeTable::new(&ids, [half, half], 10_000.0, &self.text_embedding_padding.device());
-        Places { img: Some(table), ..Places::default() }
+        Positions { rope: Some(table), ..Positions::default() }
     }
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { places, timestep, text, size, .. } = inputs;
+        let Inputs { timestep, text, size, .. } = inputs;
         let t5 = text.txt_2.as_ref().expect("HunyuanDiT takes mT5's states");
         let pooled = self.pooler.forward(ops::to_dtype(t5.states.clone(), self.dtype));
         let extra = match &self.style_embedder {
@@ -244,14 +250,14 @@ impl Dit for HunyuanDit {
             }
         };
         let temb = self.timestep_embedder.of_numbers(&[timestep]) + self.extra_embedder.forward(extra);
-        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+        Cond { temb, modulation: None, txt_bias: None }
     }
 
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+    fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
         self.text(&text.txt, text.txt_2.as_ref().expect("HunyuanDiT takes mT5's states"))
     }
 
-    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+    fn embed_img(&self, latents: Tensor<3>, _positions: &Positions) -> Tensor<3> {
         self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype))
     }
 
@@ -359,7 +365,7 @@ impl Block {
         skip: Option<Tensor<3>>,
         cond: &Cond,
     ) -> Result<Tensor<3>, CommError> {
-        let rope = cond.places.img.as_ref();
+        let rope = ctx.positions.rope.as_ref();
         let x = match (&self.skip, skip) {
             (Some((norm, linear)), Some(skip)) => linear.forward(norm.forward(Tensor::cat(vec![x, skip], 2))),
             _ => x,

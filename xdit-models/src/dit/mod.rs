@@ -114,7 +114,7 @@ pub fn continuous_norm(linear: &Linear, x: Tensor<3>, temb: &Tensor<2>) -> Tenso
 
 /// The shape of a model whose tokens are squares of `patch` by `patch` latent pixels.
 pub fn spec(n_blocks: usize, [n_heads, head_dim]: [usize; 2], channels: usize, patch: usize) -> DitSpec {
-    DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch, joint: false }
+    DitSpec { n_blocks, n_heads, head_dim, channels: channels * patch * patch, joint: false, txt_each_step: false }
 }
 
 /// Consecutive blocks of a kind, of which not all need to be in memory. They keep their numbers.
@@ -274,7 +274,7 @@ pub fn sincos_2d(grid: TokenGrid, base: usize, scale: f64, d: usize, device: &De
     let at = |i: usize, n: usize| f64::from(i as f32 / (n as f32 / base as f32) / scale as f32);
     let omega: Vec<f64> = (0..quarter).map(|i| 1.0 / 10_000_f64.powf(i as f64 / (d as f64 / 4.0))).collect();
     let mut values = Vec::with_capacity(grid.n_tokens() * d);
-    for [row, col] in grid.positions() {
+    for [_, row, col] in grid.positions() {
         for position in [at(col, grid.cols), at(row, grid.rows)] {
             values.extend(omega.iter().map(|w| (position * w).sin() as f32));
             values.extend(omega.iter().map(|w| (position * w).cos() as f32));

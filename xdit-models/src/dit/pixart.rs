@@ -10,7 +10,7 @@ use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TokenGrid};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::dit::{
@@ -187,16 +187,20 @@ impl Dit for PixArt {
         self.config.spec()
     }
 
-    fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn positions(&self, grid: TokenGrid, _n_txt: usize) -> Positions {
         let sample = self.config.sample_size;
         let scale = self.config.interpolation_scale.unwrap_or((sample / 64).max(1) as f64);
         let device = self.scale_shift_table.device();
         let table = sincos_2d(grid, sample / self.config.patch_size, scale, self.config.d_model(), &device);
-        Places { img_embedding: Some(table), ..Places::default() }
+        Positions { added: Some(table), ..Positions::default() }
     }
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { places, timestep, text, size, .. } = inputs;
+        let Inputs { timestep, text, size, .. } = inputs;
         let mut temb = self.timestep_embedder.of_numbers(&[timestep]);
         if let Some([resolution, aspect_ratio]) = &self.size_embedders {
             let [height, width] = size.map(|x| x as f32);
@@ -207,10 +211,10 @@ impl Dit for PixArt {
         let modulation = Some(self.adaln_single.forward(Activation::Silu.apply(temb.clone())));
         // upstream adds -10000 to what is hidden, whose exponential is 0 too
         let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &temb));
-        Cond { temb, modulation, txt_bias, places: places.clone() }
+        Cond { temb, modulation, txt_bias }
     }
 
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+    fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
         let txt = ops::to_dtype(text.txt.states.clone(), self.dtype);
         match &self.caption_projection {
             Some(projection) => projection.forward(txt),
@@ -218,8 +222,8 @@ impl Dit for PixArt {
         }
     }
 
-    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3> {
-        let table = places.img_embedding.clone().expect("PixArt places its tokens");
+    fn embed_img(&self, latents: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        let table = positions.added.clone().expect("PixArt places its tokens");
         let img = self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype));
         ops::to_dtype(ops::to_f32(img) + table.unsqueeze(), self.dtype)
     }

@@ -10,7 +10,9 @@ use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Places, Site, Streams, TextEmbeddings, TokenGrid};
+use xdit_core::dit::{
+    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
+};
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::dit::{
@@ -161,32 +163,36 @@ impl Dit for Sd3 {
         self.config.spec()
     }
 
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// # Panics
     /// A picture of more tokens along a side than `pos_embed_max_size`.
-    fn place(&self, grid: TokenGrid, _n_txt: usize) -> Places {
+    fn positions(&self, grid: TokenGrid, _n_txt: usize) -> Positions {
         // the table is of the largest picture; a smaller one is cut out of its middle
         let side = self.config.pos_embed_max_size;
         let (top, left) = ((side - grid.rows) / 2, (side - grid.cols) / 2);
         let table = self.pos_embed.clone().reshape([side, side, self.config.d_model()]);
         let table = table.narrow(0, top, grid.rows).narrow(1, left, grid.cols);
-        let img_embedding = Some(table.reshape([grid.n_tokens(), self.config.d_model()]));
-        Places { img_embedding, ..Places::default() }
+        let added = Some(table.reshape([grid.n_tokens(), self.config.d_model()]));
+        Positions { added, ..Positions::default() }
     }
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { places, timestep, text, .. } = inputs;
+        let Inputs { timestep, text, .. } = inputs;
         let pooled = text.pooled.clone().expect("SD3 takes CLIP's pooled vectors");
         let temb = self.timestep_embedder.of_numbers(&[timestep])
             + self.text_embedder.forward(ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, txt_bias: None, places: places.clone() }
+        Cond { temb, modulation: None, txt_bias: None }
     }
 
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+    fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
         self.context_embedder.forward(ops::to_dtype(text.txt.states.clone(), self.dtype))
     }
 
-    fn embed_img(&self, latents: Tensor<3>, places: &Places) -> Tensor<3> {
-        let table = places.img_embedding.clone().expect("SD3 places its tokens");
+    fn embed_img(&self, latents: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        let table = positions.added.clone().expect("SD3 places its tokens");
         self.pos_embed_proj.forward(ops::to_dtype(latents, self.dtype)) + table.unsqueeze()
     }
 
@@ -258,12 +264,14 @@ impl Block {
         let (Some(x_txt), Some((to_add_out, ff_context))) = (&x.txt, &self.txt_after) else {
             let norm = |txt| continuous_norm(&self.norm1_context, txt, &cond.temb);
             let txt_qkv = x.txt.clone().map(|txt| self.txt.forward(norm(txt), None));
-            let (_, attn) = ctx.attn.joint(site, txt_qkv, img_qkv)?;
+            let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
+            let (_, attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
             return Ok(Streams::new(x.txt, self.img_after(ctx, site, x.img, attn, dual, &img)?));
         };
         let txt = modulation::<6>(&self.norm1_context, &cond.temb);
         let txt_qkv = self.txt.forward(normed(x_txt, &txt[0], &txt[1]), None);
-        let (txt_attn, img_attn) = ctx.attn.joint(site, Some(txt_qkv), img_qkv)?;
+        let (qkv, n_txt) = Qkv::joined(Some(txt_qkv), img_qkv);
+        let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
         let new_img = self.img_after(ctx, site, x.img, img_attn, dual, &img)?;
         let new_txt = txt_attn.map(|attn| {
             let y = gated_residual(x_txt.clone(), txt[2].clone(), project_heads(to_add_out, attn));
@@ -280,7 +288,7 @@ impl Block {
         site: Site,
         x: Tensor<3>,
         attn: Tensor<4>,
-        dual: Option<(xdit_core::dit::Qkv, &Linear)>,
+        dual: Option<(Qkv, &Linear)>,
         m: &[Tensor<2>],
     ) -> Result<Tensor<3>, CommError> {
         let mut x = gated_residual(x, m[2].clone(), project_heads(&self.to_out, attn));

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
@@ -68,13 +69,14 @@ pub trait Architecture: Sync {
     /// A configuration that cannot be read.
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError>;
 
-    /// Reads the encoders one after the other, encodes all texts, frees the encoders.
+    /// Reads the encoders one after the other, encodes all texts, frees the encoders unless they are to stay.
     ///
     /// # Errors
     /// Files that cannot be read; a cancelled request.
     fn encode(
         &self,
         components: &Components,
+        device: &Device,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -87,6 +89,7 @@ pub trait Architecture: Sync {
     fn dit(
         &self,
         components: &Components,
+        device: &Device,
         blocks: Range<usize>,
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError>;

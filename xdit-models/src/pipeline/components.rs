@@ -1,9 +1,13 @@
 //! A pipeline folder together with where and how its weights are wanted.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::slice::from_ref;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::tensor::Device;
 use serde::de::DeserializeOwned;
 use xdit_core::checkpoint::Loader;
 use xdit_core::dit::{Dit, TextStates};
@@ -25,14 +29,16 @@ pub const ALL_BLOCKS: Range<usize> = 0..usize::MAX;
 pub struct Components {
     /// Configurations and checkpoints.
     pub folder: PipelineFolder,
-    /// Device and precision.
+    /// Precision and variant.
     pub options: Options,
+    /// Encoders that are to stay, by component.
+    kept: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Components {
     /// Nothing is read.
     pub fn new(folder: PipelineFolder, options: Options) -> Self {
-        Self { folder, options }
+        Self { folder, options, kept: Mutex::default() }
     }
 
     /// `component/config.json`
@@ -110,17 +116,43 @@ impl Components {
     pub fn load<T>(
         &self,
         component: &str,
+        device: &Device,
         ignore: &[&str],
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
     ) -> Result<T, PipelineError> {
-        Ok(self.load_counted(component, ignore, observer, build)?.0)
+        Ok(self.load_counted(component, device, ignore, observer, build)?.0)
+    }
+
+    /// A text encoder: [`load`](Self::load)ed, or the one that was kept.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn encoder<T: Send + Sync + 'static>(
+        &self,
+        component: &str,
+        device: &Device,
+        ignore: &[&str],
+        observer: &mut dyn Observer,
+        build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
+    ) -> Result<Arc<T>, PipelineError> {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = kept().get(component).cloned();
+        if let Some(encoder) = before.and_then(|any| any.downcast().ok()) {
+            return Ok(encoder);
+        }
+        let encoder = Arc::new(self.load(component, device, ignore, observer, build)?);
+        if self.options.keep_encoders {
+            kept().insert(component.into(), Arc::<T>::clone(&encoder));
+        }
+        Ok(encoder)
     }
 
     /// [`load`](Self::load), and the bytes that were read.
     fn load_counted<T>(
         &self,
         component: &str,
+        device: &Device,
         ignore: &[&str],
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
@@ -135,7 +167,7 @@ impl Components {
                     cancelled.set(true);
                 }
             };
-            let loader = Loader::new(&weights, &self.options.device, self.options.dtype).with_progress(&progress);
+            let loader = Loader::new(&weights, device, self.options.dtype).with_progress(&progress);
             let built = build(&loader)?;
             let report = loader.finish(ignore)?;
             if cancelled.get() {
@@ -161,6 +193,7 @@ impl Components {
     /// Files or tensors that are missing or do not fit.
     pub fn load_blocks<T: Dit + 'static>(
         &self,
+        device: &Device,
         ignore: &[&str],
         blocks: Range<usize>,
         observer: &mut dyn Observer,
@@ -168,7 +201,8 @@ impl Components {
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         // other stages' blocks are theirs to miss
         let ignore = [ignore, if blocks == ALL_BLOCKS { &[] } else { &["blocks."] }].concat();
-        let (dit, n_bytes) = self.load_counted("transformer", &ignore, observer, |loader| build(loader, blocks))?;
+        let (dit, n_bytes) =
+            self.load_counted("transformer", device, &ignore, observer, |loader| build(loader, blocks))?;
         Ok((Box::new(dit), n_bytes))
     }
 
@@ -176,9 +210,9 @@ impl Components {
     ///
     /// # Errors
     /// Files or tensors that are missing or do not fit.
-    pub fn vae(&self, observer: &mut dyn Observer) -> Result<AutoencoderKl, PipelineError> {
+    pub fn vae(&self, device: &Device, observer: &mut dyn Observer) -> Result<AutoencoderKl, PipelineError> {
         let config = self.config("vae")?;
-        self.load("vae", AutoencoderKl::UNUSED, observer, |loader| AutoencoderKl::load(loader, &config))
+        self.load("vae", device, AutoencoderKl::UNUSED, observer, |loader| AutoencoderKl::load(loader, &config))
     }
 
     /// Reads `component`, a T5 encoder, and encodes texts one after the other.
@@ -190,12 +224,14 @@ impl Components {
     pub fn encode_t5(
         &self,
         component: &str,
+        device: &Device,
         texts: &[Encoded],
         masked: bool,
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextStates>, PipelineError> {
         let config: T5Config = self.config(component)?;
-        let t5 = self.load(component, T5Encoder::UNUSED, observer, |loader| T5Encoder::load(loader, &config))?;
+        let t5 =
+            self.encoder(component, device, T5Encoder::UNUSED, observer, |loader| T5Encoder::load(loader, &config))?;
         each(texts, component, observer, |text| {
             let seen = masked.then(|| vec![text.seen()]);
             TextStates { states: t5.forward(from_ref(&text.ids), seen.as_deref()), seen }

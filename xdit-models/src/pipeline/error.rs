@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use xdit_core::checkpoint::LoadError;
+use xdit_core::comm::CommError;
 use xdit_core::engine::EngineError;
 use xdit_core::mesh::PlanError;
 use xdit_core::observer::Phase;
@@ -79,4 +80,26 @@ pub enum PipelineError {
         /// What the device says.
         message: String,
     },
+    /// A rank's thread ended, by a panic of an earlier request or of this one.
+    #[error("rank {rank} is gone; open the pipeline again")]
+    LostRank {
+        /// Its number among those of this process.
+        rank: usize,
+    },
+    /// Ranks that were not given.
+    #[error("the pipeline was opened without ranks, so that it can only plan")]
+    NoRanks,
+}
+
+impl PipelineError {
+    /// Whether it only tells of another rank's failure, or of the end that follows from one.
+    pub(crate) fn is_told(&self) -> bool {
+        matches!(self, Self::Engine(EngineError::Comm(_) | EngineError::Cancelled { .. }) | Self::Cancelled(_))
+    }
+}
+
+impl From<CommError> for PipelineError {
+    fn from(error: CommError) -> Self {
+        Self::Engine(error.into())
+    }
 }

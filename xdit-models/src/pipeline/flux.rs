@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
+use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
@@ -70,6 +71,7 @@ impl Architecture for FluxPipeline {
     fn encode(
         &self,
         components: &Components,
+        device: &Device,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -78,11 +80,12 @@ impl Architecture for FluxPipeline {
         let clip_ids = components.tokens("tokenizer", texts, config.max_position_embeddings, observer)?;
         let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, observer)?;
 
-        let clip = components.load("text_encoder", ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
+        let clip =
+            components.encoder("text_encoder", device, ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
         let pooled = each(&clip_ids, "text_encoder", observer, |text| clip.forward(from_ref(&text.ids)).pooled)?;
         drop(clip);
         // the padding is looked at too
-        let txt = components.encode_t5("text_encoder_2", &t5_ids, false, observer)?;
+        let txt = components.encode_t5("text_encoder_2", device, &t5_ids, false, observer)?;
         let joined = txt.into_iter().zip(pooled);
         Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
     }
@@ -97,11 +100,12 @@ impl Architecture for FluxPipeline {
     fn dit(
         &self,
         components: &Components,
+        device: &Device,
         blocks: Range<usize>,
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: FluxConfig = components.config("transformer")?;
-        components.load_blocks(&[], blocks, observer, |l, b| Flux::load(l, &config, b))
+        components.load_blocks(device, &[], blocks, observer, |l, b| Flux::load(l, &config, b))
     }
 
     fn sampler(

@@ -1,27 +1,30 @@
 //! From a request to pictures: the order of things, the same for every architecture.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Device;
 use xdit_core::checkpoint::LoadError;
+use xdit_core::comm::Communicator;
 use xdit_core::dit::{DitSpec, TextEmbeddings};
-use xdit_core::engine::{Cfg, Denoise};
+use xdit_core::engine::Halt;
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_core::mesh::{Axis, Mesh, PlanFacts};
-use xdit_core::noise::TorchGenerator;
-use xdit_core::observer::{Observer, Phase};
+use xdit_core::observer::Observer;
 use xdit_core::stages::stages;
 
 use crate::pipeline::architecture::{Architecture, Guidance};
-use crate::pipeline::binning::{self, Binning};
+use crate::pipeline::binning::Binning;
 use crate::pipeline::components::{ALL_BLOCKS, Components};
+use crate::pipeline::draw::{Pictures, Product, Stage};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::memory::RankMemory;
 use crate::pipeline::options::{ModelSource, Options};
-use crate::pipeline::ranks::{self, Denoised, Run, Setup, Stage};
 use crate::pipeline::registry;
-use crate::pipeline::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};
+use crate::pipeline::request::{Defaults, Output, OutputType, Request, RequestError, Settings};
+use crate::pipeline::worker::Worker;
+use crate::pipeline::workers::{Desk, Workers};
 use crate::vae::autoencoder_kl::AutoencoderKl;
 use crate::{builtin, hub};
 
@@ -37,24 +40,43 @@ pub(super) struct Applied {
 
 /// An opened pipeline.
 pub struct Pipeline {
-    pub(super) components: Components,
+    pub(super) components: Arc<Components>,
     pub(super) architecture: &'static dyn Architecture,
     pub(super) geometry: Geometry,
     pub(super) spec: DitSpec,
     binning: Option<Binning>,
     defaults: Defaults,
-    // read by the first request and kept for the next
-    stages: Vec<Stage>,
-    vae: Option<AutoencoderKl>,
+    pub(super) mesh: Mesh,
+    workers: Workers,
+    // read by the first request and kept for the next; by slot; ranks of one slot share them
+    stages: Vec<(usize, usize, Arc<Stage>)>,
+    vaes: Vec<(usize, Arc<AutoencoderKl>)>,
     ranks: Vec<RankMemory>,
+}
+
+/// What a rank has read.
+enum Weights {
+    Stage(usize, Stage),
+    Vae(AutoencoderKl),
 }
 
 impl Pipeline {
     /// Reads the pipeline's configuration; the weights stay on disk until a request needs them.
     ///
+    /// - `ranks`: the ranks of this process, as `xdit_comm::local::world` makes them for one that has all of them; without
+    ///   any, the pipeline can plan but not draw
+    ///
     /// # Errors
-    /// A hub that does not answer; a folder that is no pipeline, or of a class that is not built.
-    pub fn open(source: &ModelSource, options: Options, observer: &mut dyn Observer) -> Result<Self, PipelineError> {
+    /// A hub that does not answer; a folder that is no pipeline, or of a class that is not built; another number of ranks
+    /// than the degrees need.
+    pub fn open(
+        source: &ModelSource,
+        options: Options,
+        ranks: Vec<Box<dyn Communicator>>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, PipelineError> {
+        let world_size = ranks.first().map_or(options.parallel.world_size(), |rank| rank.size());
+        let mesh = Mesh::new(options.parallel, world_size)?;
         let source = match source {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
@@ -73,21 +95,19 @@ impl Pipeline {
                 .map_err(|source| LoadError::Json { path: folder.path("xdit.json"), source })?,
             false => Defaults::default(),
         };
-        let components = Components::new(folder, options);
+        let components = Arc::new(Components::new(folder, options));
         architecture.check(&components)?;
-        let geometry = architecture.geometry(&components)?;
-        let spec = architecture.spec(&components)?;
-        let binning = architecture.binning(&components)?;
-        let defaults = own.or(architecture.defaults(&components)?);
         Ok(Self {
+            geometry: architecture.geometry(&components)?,
+            spec: architecture.spec(&components)?,
+            binning: architecture.binning(&components)?,
+            defaults: own.or(architecture.defaults(&components)?),
             components,
             architecture,
-            geometry,
-            spec,
-            binning,
-            defaults,
+            workers: Workers::launch(&mesh, ranks),
+            mesh,
             stages: Vec::new(),
-            vae: None,
+            vaes: Vec::new(),
             ranks: Vec::new(),
         })
     }
@@ -134,82 +154,88 @@ impl Pipeline {
         observer: &mut dyn Observer,
         each: &mut dyn FnMut(Output) -> ControlFlow<()>,
     ) -> Result<(), PipelineError> {
+        // all that can be refused is refused before any weight is read
         let settings = self.settings(request)?;
         let guidance = self.guidance(request, &settings, observer);
         let [height, width] = settings.drawn;
-        if [height, width] != [settings.height, settings.width]
-            || request.height.is_some_and(|h| h != settings.height)
-            || request.width.is_some_and(|w| w != settings.width)
-        {
-            observer.warn(&format!(
-                "drawn at {height}x{width} (height x width), the nearest size that the model was trained on; \
-                 --no-resolution-binning draws at the size asked for"
-            ));
-        }
-        // before any weight is read: a scheduler that is not supported shows here
-        let grid = self.geometry.grid(height, width);
-        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
+        self.tell_other_size(request, &settings, observer);
+        let n_tokens = self.geometry.grid(height, width).n_tokens();
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let blocks = self.blocks()?;
-        let (mesh, n_patches) = self.mesh(&settings, &guidance)?;
+        let n_patches = self.n_patches(&settings, &guidance)?;
+        if self.workers.ranks().is_empty() {
+            return Err(PipelineError::NoRanks);
+        }
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
-
-        if self.stages.is_empty() {
-            self.stages = self.read_stages(blocks, observer)?;
+        self.read_stages(blocks, observer)?;
+        if request.output == OutputType::Picture {
+            self.read_vaes(observer)?;
         }
-
-        let n = prompts.len() * request.num_images;
-        let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64);
-        let picture = |i: usize, denoise: &mut Run<'_>| {
-            let prompt = i / request.num_images;
-            let mut generator = TorchGenerator::seeded(seed(i));
-            let noise = self.noise(&mut generator, &settings);
-            denoise(Denoise {
-                noise,
-                more_noise: &mut || self.noise(&mut generator, &settings),
-                grid,
-                size: settings.drawn,
-                text: &prompts[prompt],
-                guidance: guidance.told,
-                // one negative prompt serves all prompts
-                cfg: negative.get(prompt).or(negative.last()).map(|negative| Cfg {
-                    negative,
-                    scale: guidance.scale,
-                    rescale: settings.guidance_rescale,
-                    skip_layers: request.skip_layers.as_ref(),
-                }),
-            })
+        let seeds = (0..request.num_images).map(|i| request.seed.wrapping_add(i as u64)).collect();
+        let pictures = Pictures {
+            mesh: self.mesh,
+            geometry: self.geometry,
+            sampler: Arc::from(sampler),
+            guidance: guidance.told,
+            cfg_scale: guidance.scale,
+            skip_layers: request.skip_layers.clone(),
+            n_patches,
+            warmup_steps: self.components.options.pipefusion.warmup_steps,
+            halts: (0..prompts.len() * request.num_images).map(|_| Halt::default()).collect(),
+            seeds: vec![seeds; prompts.len()],
+            prompts,
+            negative,
+            output: request.output,
+            settings,
         };
-        let Options { device, pipefusion, .. } = &self.components.options;
-        let (stages, warmup_steps) = (&self.stages, pipefusion.warmup_steps);
-        let setup = Setup { mesh: &mesh, device, stages, n_patches, warmup_steps };
-        let Denoised { latents: all, kept_bytes } = ranks::denoise_all(setup, sampler.as_ref(), n, &picture, observer)?;
-        let memory = |(rank, kept_bytes): (usize, u64)| {
-            let stage = mesh.coordinate(rank, Axis::Pipefusion);
-            let Stage { blocks, weight_bytes, .. } = &self.stages[stage];
-            RankMemory { stage, blocks: blocks.clone(), weight_bytes: *weight_bytes, kept_bytes }
-        };
-        self.ranks = kept_bytes.into_iter().enumerate().map(memory).collect();
-
-        for (i, latents) in all.into_iter().enumerate() {
-            let (prompt, image, seed) = (i / request.num_images, i % request.num_images, seed(i));
-            let content = match request.output {
-                OutputType::Picture => self.decode(latents, &settings, observer)?,
-                OutputType::Latent if self.geometry.packed => {
-                    Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? }
-                }
-                OutputType::Latent => {
-                    let latents = self.geometry.unpack(latents, height, width);
-                    Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? }
-                }
-            };
-            if each(Output { prompt, image, seed, content }).is_break() {
-                return Err(PipelineError::Cancelled(Phase::Decode));
-            }
-        }
-        Ok(())
+        self.draw(pictures, observer, each)
     }
 
-    /// What each rank of the last request held.
+    fn draw(
+        &mut self,
+        pictures: Pictures,
+        observer: &mut dyn Observer,
+        each: &mut dyn FnMut(Output) -> ControlFlow<()>,
+    ) -> Result<(), PipelineError> {
+        let pictures = Arc::new(pictures);
+        let (mesh, stages, vaes) = (self.mesh, self.stages.clone(), self.vaes.clone());
+        let places = self.workers.ranks();
+        let stage_of = |rank: usize| mesh.coordinate(rank, Axis::Pipefusion);
+        let stage = move |slot: usize, stage: usize| {
+            let found = stages.iter().find(|(at, i, _)| (*at, *i) == (slot, stage));
+            Arc::clone(&found.expect("every rank's stage was read").2)
+        };
+        self.ranks = places
+            .iter()
+            .map(|(rank, slot)| {
+                let Stage { blocks, weight_bytes, .. } = &*stage(*slot, stage_of(*rank));
+                RankMemory {
+                    stage: stage_of(*rank),
+                    blocks: blocks.clone(),
+                    weight_bytes: *weight_bytes,
+                    kept_bytes: 0,
+                }
+            })
+            .collect();
+        let (plan, ranks) = (Arc::clone(&pictures), &mut self.ranks);
+        let job = move |worker: &mut Worker, desk: &mut Desk<Product>| {
+            let stage = stage(worker.world.slot(), worker.stage);
+            let vae = vaes.iter().find(|(at, _)| *at == worker.world.slot()).map(|(_, vae)| &**vae);
+            pictures.draw(worker, &stage, vae, desk)
+        };
+        let all: Vec<usize> = (0..places.len()).collect();
+        self.workers.run(&all, job, observer, &mut |rank, product| match product {
+            Product::Kept(bytes) => {
+                ranks[rank].kept_bytes = bytes;
+                ControlFlow::Continue(())
+            }
+            Product::Picture { prompt, image, content } => {
+                each(Output { prompt, image, seed: plan.seeds[prompt][image], content })
+            }
+        })
+    }
+
+    /// What each rank of this process held in the last request.
     pub fn ranks(&self) -> &[RankMemory] {
         &self.ranks
     }
@@ -221,18 +247,88 @@ impl Pipeline {
         Ok(stages(&costs, parallel.pipefusion, pipefusion.split.as_deref())?)
     }
 
-    fn read_stages(&self, blocks: Vec<Range<usize>>, observer: &mut dyn Observer) -> Result<Vec<Stage>, PipelineError> {
-        let alone = blocks.len() == 1;
-        let read = |blocks: Range<usize>| {
-            let wanted = if alone { ALL_BLOCKS } else { blocks.clone() };
-            let (dit, weight_bytes) = self.architecture.dit(&self.components, wanted, observer)?;
-            Ok(Stage { blocks, weight_bytes, dit })
+    /// Has one rank of each device read what its ranks need, if they have not got it yet: all devices at once.
+    fn read(
+        &self,
+        wanted: Vec<Vec<usize>>,
+        observer: &mut dyn Observer,
+        read: impl Fn(&Components, &Device, usize, &mut dyn Observer) -> Result<Weights, PipelineError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Vec<(usize, Weights)>, PipelineError> {
+        let places = self.workers.ranks();
+        let readers: Vec<usize> = (0..places.len()).filter(|i| !wanted[*i].is_empty()).collect();
+        let components = Arc::clone(&self.components);
+        let at = places.iter().map(|(rank, _)| *rank).zip(wanted).collect::<Vec<_>>();
+        let job = move |worker: &mut Worker, desk: &mut Desk<Weights>| {
+            let mine = at.iter().filter(|(rank, _)| *rank == worker.world.rank()).flat_map(|(_, wanted)| wanted);
+            mine.copied().try_for_each(|what| {
+                let weights = read(&components, worker.device(), what, desk)?;
+                desk.hand_over(weights);
+                Ok(())
+            })
         };
-        blocks.into_iter().map(read).collect()
+        let mut all = Vec::new();
+        self.workers.run(&readers, job, observer, &mut |rank, weights| {
+            all.push((places[rank].1, weights));
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
     }
 
-    /// How the request is shared out: the ranks, and the number of patches.
-    pub(super) fn mesh(&self, settings: &Settings, guidance: &Applied) -> Result<(Mesh, usize), PipelineError> {
+    /// What each rank is to read: of several that need the same on the same device only the first reads it.
+    fn wanted(&self, need: impl Fn(usize) -> Option<usize>, has: impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
+        let places = self.workers.ranks();
+        let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); places.len()];
+        for (rank, slot) in &places {
+            let Some(what) = need(*rank).filter(|what| !has(*slot, *what)) else { continue };
+            let reader = places.iter().position(|(_, at)| at == slot).expect("the rank itself at least");
+            if !wanted[reader].contains(&what) {
+                wanted[reader].push(what);
+            }
+        }
+        wanted
+    }
+
+    fn read_stages(&mut self, blocks: Vec<Range<usize>>, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let (mesh, architecture, alone) = (self.mesh, self.architecture, blocks.len() == 1);
+        let has = |slot, stage| self.stages.iter().any(|(at, i, _)| (*at, *i) == (slot, stage));
+        let wanted = self.wanted(|rank| Some(mesh.coordinate(rank, Axis::Pipefusion)), has);
+        let read = self.read(wanted, observer, move |components, device, stage, observer| {
+            let blocks = blocks[stage].clone();
+            let wanted = if alone { ALL_BLOCKS } else { blocks.clone() };
+            let (dit, weight_bytes) = architecture.dit(components, device, wanted, observer)?;
+            Ok(Weights::Stage(stage, Stage { blocks, weight_bytes, dit }))
+        })?;
+        for (slot, weights) in read {
+            if let Weights::Stage(i, stage) = weights {
+                self.stages.push((slot, i, Arc::new(stage)));
+            }
+        }
+        Ok(())
+    }
+
+    /// For the ranks that decode.
+    fn read_vaes(&mut self, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let mesh = self.mesh;
+        let speaks =
+            |rank: usize| Axis::ALL.iter().all(|axis| *axis == Axis::Data || mesh.coordinate(rank, *axis) == 0);
+        let has = |slot, _| self.vaes.iter().any(|(at, _)| *at == slot);
+        let wanted = self.wanted(|rank| speaks(rank).then_some(0), has);
+        let read = self.read(wanted, observer, |components, device, _, observer| {
+            Ok(Weights::Vae(components.vae(device, observer)?))
+        })?;
+        for (slot, weights) in read {
+            if let Weights::Vae(vae) = weights {
+                self.vaes.push((slot, Arc::new(vae)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of patches, if the request can be shared out.
+    pub(super) fn n_patches(&self, settings: &Settings, guidance: &Applied) -> Result<usize, PipelineError> {
         let Options { parallel, pipefusion, .. } = &self.components.options;
         let [height, width] = settings.drawn;
         let n_patches = match parallel.pipefusion {
@@ -248,8 +344,7 @@ impl Pipeline {
             guided: guidance.guided,
             rescaled: settings.guidance_rescale != 0.0,
         })?;
-        let mesh = Mesh::new(*parallel, parallel.world_size())?;
-        Ok((mesh, n_patches))
+        Ok(n_patches)
     }
 
     /// What the request's scales mean to this model.
@@ -273,7 +368,20 @@ impl Pipeline {
         Applied { told, scale, guided }
     }
 
-    /// Every prompt once; the encoders are gone when this returns.
+    fn tell_other_size(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) {
+        let [height, width] = settings.drawn;
+        if [height, width] != [settings.height, settings.width]
+            || request.height.is_some_and(|h| h != settings.height)
+            || request.width.is_some_and(|w| w != settings.width)
+        {
+            observer.warn(&format!(
+                "drawn at {height}x{width} (height x width), the nearest size that the model was trained on; \
+                 --no-resolution-binning draws at the size asked for"
+            ));
+        }
+    }
+
+    /// Every prompt once, on the first rank; the encoders are gone when this returns, unless they are to stay.
     fn encode(
         &self,
         request: &Request,
@@ -281,52 +389,26 @@ impl Pipeline {
         guidance: &Applied,
         observer: &mut dyn Observer,
     ) -> Result<(Vec<TextEmbeddings>, Vec<TextEmbeddings>), PipelineError> {
-        let mut texts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
+        let mut texts = request.prompts.clone();
         if guidance.guided && request.negative_prompts.is_empty() {
-            texts.push("");
+            texts.push(String::new());
         } else if guidance.guided {
-            texts.extend(request.negative_prompts.iter().map(String::as_str));
+            texts.extend(request.negative_prompts.iter().cloned());
         }
-        let mut all = self.architecture.encode(&self.components, &texts, settings.max_sequence_length, observer)?;
+        let (components, architecture) = (Arc::clone(&self.components), self.architecture);
+        let limit = settings.max_sequence_length;
+        let job = move |worker: &mut Worker, desk: &mut Desk<Vec<TextEmbeddings>>| {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let encoded = architecture.encode(&components, worker.device(), &texts, limit, desk)?;
+            desk.hand_over(encoded);
+            Ok(())
+        };
+        let mut all = Vec::new();
+        self.workers.run(&[0], job, observer, &mut |_, encoded| {
+            all = encoded;
+            ControlFlow::Continue(())
+        })?;
         let negative = all.split_off(request.prompts.len());
         Ok((all, negative))
     }
-
-    /// Unit normal noise: drawn on the host from the seed alone, in the shape that diffusers draws it.
-    fn noise(&self, generator: &mut TorchGenerator, settings: &Settings) -> Tensor<3> {
-        let dims = self.geometry.latent_dims(settings.drawn[0], settings.drawn[1]);
-        let values = generator.randn(dims.iter().product());
-        self.geometry.pack(Tensor::from_data(TensorData::new(values, dims), &self.components.options.device))
-    }
-
-    fn decode(
-        &mut self,
-        latents: Tensor<3>,
-        settings: &Settings,
-        observer: &mut dyn Observer,
-    ) -> Result<Content, PipelineError> {
-        if self.vae.is_none() {
-            self.vae = Some(self.components.vae(observer)?);
-        }
-        let vae = self.vae.as_ref().expect("read above");
-        let [drawn_height, drawn_width] = settings.drawn;
-        let latents = self.geometry.unpack(latents, drawn_height, drawn_width);
-        let picture = vae.decode_observed(latents, observer).map_err(|_| PipelineError::Cancelled(Phase::Decode))?;
-        let values = read(picture.permute([0, 2, 3, 1]), "the picture")?;
-        let n_bad = values.iter().filter(|x| !x.is_finite()).count();
-        if n_bad > 0 {
-            return Err(PipelineError::NotFinite { n_bad, n: values.len() });
-        }
-        let (height, width) = (settings.height, settings.width);
-        let values = binning::resize_and_crop(values, settings.drawn, [height, width]);
-        // as diffusers: to [0, 1], clamped, rounded half to even
-        let rgb = values.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-        Ok(Content::Picture { width, height, rgb })
-    }
-}
-
-fn read<const D: usize>(x: Tensor<D>, what: &'static str) -> Result<Vec<f32>, PipelineError> {
-    let fail = |message: String| PipelineError::Read { what, message };
-    let data = xdit_core::ops::to_f32(x).try_into_data().map_err(|e| fail(e.to_string()))?;
-    data.try_to_vec::<f32>().map_err(|e| fail(e.to_string()))
 }

@@ -36,7 +36,7 @@ impl Geometry {
 
     /// A picture of this size in tokens.
     pub fn grid(&self, height: usize, width: usize) -> TokenGrid {
-        TokenGrid { rows: height / self.pixels_per_token(), cols: width / self.pixels_per_token() }
+        TokenGrid::picture(height / self.pixels_per_token(), width / self.pixels_per_token())
     }
 
     /// `[batch, channels, height, width]` latents to `[batch, tokens, channels * patch^2]`, channel by channel as
@@ -75,6 +75,6 @@ mod tests {
         let token = packed.clone().slice([0..1, 1..2, 0..4]).into_data().try_to_vec::<f32>().expect("f32");
         assert_eq!(token, [2.0, 3.0, 8.0, 9.0]);
         geometry.unpack(packed, 32, 48).into_data().assert_eq(&x.into_data(), true);
-        assert_eq!(geometry.grid(32, 48).positions().nth(4), Some([1, 1]));
+        assert_eq!(geometry.grid(32, 48).positions().nth(4), Some([0, 1, 1]));
     }
 }

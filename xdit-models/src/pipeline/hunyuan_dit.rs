@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
+use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
@@ -62,6 +63,7 @@ impl Architecture for HunyuanDitPipeline {
     fn encode(
         &self,
         components: &Components,
+        device: &Device,
         texts: &[&str],
         _max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -71,13 +73,14 @@ impl Architecture for HunyuanDitPipeline {
         let t5_ids = components.tokens("tokenizer_2", texts, transformer.text_len_t5, observer)?;
 
         let config: BertConfig = components.config("text_encoder")?;
-        let bert = components.load("text_encoder", Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
+        let bert =
+            components.encoder("text_encoder", device, Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
         let txt = each(&bert_ids, "text_encoder", observer, |text| {
             let seen = vec![text.seen()];
             TextStates { states: bert.forward(from_ref(&text.ids), Some(&seen)), seen: Some(seen) }
         })?;
         drop(bert);
-        let txt_2 = components.encode_t5("text_encoder_2", &t5_ids, true, observer)?;
+        let txt_2 = components.encode_t5("text_encoder_2", device, &t5_ids, true, observer)?;
         let join = |(txt, txt_2)| TextEmbeddings { txt, txt_2: Some(txt_2), pooled: None };
         Ok(txt.into_iter().zip(txt_2).map(join).collect())
     }
@@ -96,10 +99,11 @@ impl Architecture for HunyuanDitPipeline {
     fn dit(
         &self,
         components: &Components,
+        device: &Device,
         blocks: Range<usize>,
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: HunyuanDitConfig = components.config("transformer")?;
-        components.load_blocks(&[], blocks, observer, |l, b| HunyuanDit::load(l, &config, b))
+        components.load_blocks(device, &[], blocks, observer, |l, b| HunyuanDit::load(l, &config, b))
     }
 }

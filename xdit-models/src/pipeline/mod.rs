@@ -9,7 +9,6 @@ pub mod components;
 pub mod error;
 pub mod geometry;
 pub mod options;
-pub mod ranks;
 pub mod registry;
 pub mod request;
 
@@ -18,9 +17,12 @@ pub mod hunyuan_dit;
 pub mod pixart;
 pub mod sd3;
 
+mod draw;
 mod generate;
 mod memory;
 mod plan;
+mod worker;
+mod workers;
 
 pub use self::error::PipelineError;
 pub use self::generate::Pipeline;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::stages::PipeFusion;
 
@@ -42,22 +42,22 @@ impl ModelSource {
 /// How to open a pipeline.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything is computed.
-    pub device: Device,
     /// Precision of weights and activations; norms, softmax, samplers and latents are f32 in any case.
     pub dtype: FloatDType,
     /// The checkpoint's variant, such as `fp16`.
     pub variant: Option<String>,
-    /// How many ranks share a request, and how. All are threads of this process on `device`.
+    /// How many ranks share a request, and how.
     pub parallel: ParallelConfig,
     /// How pipeline stages work on a picture, where there are several.
     pub pipefusion: PipeFusion,
+    /// Whether text encoders stay in memory for the next request.
+    pub keep_encoders: bool,
 }
 
 impl Options {
-    /// On one rank.
-    pub fn on(device: Device, dtype: FloatDType) -> Self {
+    /// For one rank.
+    pub fn new(dtype: FloatDType) -> Self {
         let (parallel, pipefusion) = (ParallelConfig::default(), PipeFusion::default());
-        Self { device, dtype, variant: None, parallel, pipefusion }
+        Self { dtype, variant: None, parallel, pipefusion, keep_encoders: false }
     }
 }

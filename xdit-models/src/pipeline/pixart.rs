@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
@@ -82,6 +83,7 @@ impl Architecture for PixArtPipeline {
     fn encode(
         &self,
         components: &Components,
+        device: &Device,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -89,7 +91,7 @@ impl Architecture for PixArtPipeline {
         let small: Vec<String> = texts.iter().map(|text| text.to_lowercase().trim().to_owned()).collect();
         let small: Vec<&str> = small.iter().map(String::as_str).collect();
         let ids = components.tokens("tokenizer", &small, max_sequence_length, observer)?;
-        let states = components.encode_t5("text_encoder", &ids, true, observer)?;
+        let states = components.encode_t5("text_encoder", device, &ids, true, observer)?;
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
     }
 
@@ -101,10 +103,11 @@ impl Architecture for PixArtPipeline {
     fn dit(
         &self,
         components: &Components,
+        device: &Device,
         blocks: Range<usize>,
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: PixArtConfig = components.config("transformer")?;
-        components.load_blocks(self.unused(), blocks, observer, |l, b| PixArt::load(l, &config, b))
+        components.load_blocks(device, self.unused(), blocks, observer, |l, b| PixArt::load(l, &config, b))
     }
 }

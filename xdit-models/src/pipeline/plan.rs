@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xdit_core::comm::even_sizes;
 use xdit_core::dit::TokenGrid;
-use xdit_core::layout::TokenLayout;
+use xdit_core::layout::{Shares, TokenLayout};
 use xdit_core::mesh::{Axis, Mesh};
 use xdit_core::sampler::Sampler;
 
@@ -36,7 +36,7 @@ impl Pipeline {
         let settings = self.settings(request)?;
         let guidance = self.guidance(request, &settings, &mut ());
         let blocks = self.blocks()?;
-        let (mesh, n_patches) = self.mesh(&settings, &guidance)?;
+        let (mesh, n_patches) = (self.mesh, self.n_patches(&settings, &guidance)?);
         let [height, width] = settings.drawn;
         let grid = self.geometry.grid(height, width);
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
@@ -81,16 +81,15 @@ impl Pipeline {
         if config.pipefusion == 1 {
             return Ok(0);
         }
-        let sequence = config.ulysses * config.ring;
-        let first = mesh.coordinate(rank, Axis::Ring) * config.ulysses;
-        let bands = first..first + config.ulysses;
-        let layout = TokenLayout::new(grid, n_patches);
-        let n_img: usize = (0..n_patches).map(|patch| layout.bands(patch, bands.clone(), sequence).len()).sum();
         let n_txt = match self.spec.joint {
             true => self.architecture.n_txt_tokens(&self.components, settings.max_sequence_length)?,
             false => 0,
         };
-        let n_txt: usize = even_sizes(n_txt, sequence)[bands].iter().sum();
+        let layout = TokenLayout::new(grid, n_patches);
+        let shares = Shares::new(&layout, n_txt, config.ulysses * config.ring, config.ulysses);
+        let group = || shares.group(mesh.coordinate(rank, Axis::Ring));
+        let n_img: usize = group().map(|rank| shares.n_img(None, rank)).sum();
+        let n_txt: usize = group().map(|rank| shares.txt(rank).len()).sum();
         let heads = even_sizes(self.spec.n_heads, config.ulysses)[mesh.coordinate(rank, Axis::Ulysses)];
         let dtype = burn::tensor::DType::from(self.components.options.dtype);
         let row = 2 * heads * self.spec.head_dim * dtype.size();

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
@@ -64,6 +64,7 @@ impl Architecture for Sd3Pipeline {
     fn encode(
         &self,
         components: &Components,
+        device: &Device,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -74,14 +75,14 @@ impl Architecture for Sd3Pipeline {
             true => Some(components.tokens("tokenizer_3", texts, max_sequence_length, observer)?),
             false => None,
         };
-        let (clip_1, clip_2) = (clip_1.encode(components, observer)?, clip_2.encode(components, observer)?);
+        let (clip_1, clip_2) =
+            (clip_1.encode(components, device, observer)?, clip_2.encode(components, device, observer)?);
         let t5 = match t5 {
             // the padding is looked at too
-            Some(ids) => components.encode_t5("text_encoder_3", &ids, false, observer)?,
+            Some(ids) => components.encode_t5("text_encoder_3", device, &ids, false, observer)?,
             None => {
                 let d = components.config::<Sd3Config>("transformer")?.joint_attention_dim;
-                let options = &components.options;
-                let zeros = Tensor::zeros([1, max_sequence_length, d], (&options.device, DType::from(options.dtype)));
+                let zeros = Tensor::zeros([1, max_sequence_length, d], (device, DType::from(components.options.dtype)));
                 vec![TextStates::all(zeros); texts.len()]
             }
         };
@@ -111,11 +112,12 @@ impl Architecture for Sd3Pipeline {
     fn dit(
         &self,
         components: &Components,
+        device: &Device,
         blocks: Range<usize>,
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: Sd3Config = components.config("transformer")?;
-        components.load_blocks(&[], blocks, observer, |l, b| Sd3::load(l, &config, b))
+        components.load_blocks(device, &[], blocks, observer, |l, b| Sd3::load(l, &config, b))
     }
 }
 
@@ -164,9 +166,15 @@ impl Clip {
     }
 
     /// The encoder is gone when this returns.
-    fn encode(self, components: &Components, observer: &mut dyn Observer) -> Result<Vec<ClipStates>, PipelineError> {
-        let clip = components
-            .load(self.component, &["position_ids"], observer, |l| ClipText::load_with_projection(l, &self.config))?;
+    fn encode(
+        self,
+        components: &Components,
+        device: &Device,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<ClipStates>, PipelineError> {
+        let clip = components.encoder(self.component, device, &["position_ids"], observer, |l| {
+            ClipText::load_with_projection(l, &self.config)
+        })?;
         each(&self.texts, self.component, observer, |text| {
             let out = clip.forward(from_ref(&text.ids));
             let last_but_one = out.hidden_states.len() - 2;

@@ -1,0 +1,252 @@
+//! What a rank does for a request: its share of each of its replica's pictures, and the decoding of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
+use xdit_core::engine::{self, Cfg, Denoise, EngineError, Halt, Reason, SkipLayers, Team};
+use xdit_core::mesh::Mesh;
+use xdit_core::noise::TorchGenerator;
+use xdit_core::observer::{Observer, Phase};
+use xdit_core::sampler::Sampler;
+
+use crate::pipeline::binning;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::geometry::Geometry;
+use crate::pipeline::request::{Content, OutputType, Settings};
+use crate::pipeline::worker::Worker;
+use crate::pipeline::workers::Desk;
+use crate::vae::autoencoder_kl::AutoencoderKl;
+
+/// A pipeline stage: the transformer with its blocks alone, on a device.
+pub struct Stage {
+    /// Numbers of its blocks.
+    pub blocks: Range<usize>,
+    /// Bytes that were read from the checkpoint for it.
+    pub weight_bytes: u64,
+    /// The transformer.
+    pub dit: Box<dyn Dit>,
+}
+
+/// All pictures of a request.
+pub struct Pictures {
+    /// Who works with whom.
+    pub mesh: Mesh,
+    /// Of a picture.
+    pub geometry: Geometry,
+    /// Of all pictures.
+    pub settings: Settings,
+    /// What they are drawn with.
+    pub sampler: Arc<dyn Sampler>,
+    /// What distilled models are told.
+    pub guidance: Option<f32>,
+    /// Scale of classifier-free guidance.
+    pub cfg_scale: f32,
+    /// On top of it.
+    pub skip_layers: Option<SkipLayers>,
+    /// See [`Team::n_patches`].
+    pub n_patches: usize,
+    /// See [`Team::warmup_steps`].
+    pub warmup_steps: usize,
+    /// Encoded.
+    pub prompts: Vec<TextEmbeddings>,
+    /// One for all prompts, one for each, or no guidance.
+    pub negative: Vec<TextEmbeddings>,
+    /// By prompt and picture of it.
+    pub seeds: Vec<Vec<u64>>,
+    /// Pictures or latents.
+    pub output: OutputType,
+    /// By picture.
+    pub halts: Vec<Halt>,
+}
+
+/// What a rank hands over.
+pub enum Product {
+    /// A picture, by its prompt and its number among the prompt's.
+    Picture { prompt: usize, image: usize, content: Content },
+    /// Bytes of keys and values that the rank kept from step to step.
+    Kept(u64),
+}
+
+impl Pictures {
+    /// Draws a rank's share.
+    ///
+    /// - `vae`: on ranks that decode
+    pub fn draw(
+        &self,
+        worker: &mut Worker,
+        stage: &Stage,
+        vae: Option<&AutoencoderKl>,
+        desk: &mut Desk<Product>,
+    ) -> Result<(), PipelineError> {
+        let device = worker.device().clone();
+        let here = |texts: &[TextEmbeddings]| texts.iter().map(|text| on_device(text, &device)).collect::<Vec<_>>();
+        let (prompts, negative) = (here(&self.prompts), here(&self.negative));
+        let per_prompt = self.seeds.first().map_or(1, Vec::len);
+        let mut outcome = Ok(());
+        for i in self.mesh.share(worker.replica, self.halts.len()) {
+            if desk.is_cancelled() {
+                // the ranks of the picture may be at it already: then it goes on as far as they are
+                self.halts[i].ask(Reason::Cancelled);
+            }
+            let (prompt, image) = (i / per_prompt, i % per_prompt);
+            let negative = negative.get(prompt).or(negative.last());
+            let request = self.request(&prompts[prompt], negative, self.seeds[prompt][image], &device);
+            let latents = match self.denoise(worker, stage, request, &self.halts[i], desk) {
+                Ok(latents) => latents,
+                Err(error) => {
+                    outcome = outcome.and(Err(error.into()));
+                    break;
+                }
+            };
+            if !worker.speaks() {
+                continue;
+            }
+            match self.content(latents, vae, worker, desk) {
+                Ok(content) => desk.hand_over(Product::Picture { prompt, image, content }),
+                // the replica's other ranks end with the next picture
+                Err(error) => {
+                    desk.cancel();
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        desk.hand_over(Product::Kept(worker.attn.kept_bytes()));
+        outcome
+    }
+
+    fn request<'a>(
+        &'a self,
+        text: &'a TextEmbeddings,
+        negative: Option<&'a TextEmbeddings>,
+        seed: u64,
+        device: &'a Device,
+    ) -> Denoise<'a> {
+        let [height, width] = self.settings.drawn;
+        let mut generator = TorchGenerator::seeded(seed);
+        Denoise {
+            noise: Box::new(move || {
+                // drawn on the host from the seed alone, in the shape in which diffusers draws it
+                let dims = self.geometry.latent_dims(height, width);
+                let values = generator.randn(dims.iter().product());
+                self.geometry.pack(Tensor::from_data(TensorData::new(values, dims), device))
+            }),
+            grid: self.geometry.grid(height, width),
+            size: self.settings.drawn,
+            text,
+            guidance: self.guidance,
+            cfg: negative.map(|negative| Cfg {
+                negative,
+                scale: self.cfg_scale,
+                rescale: self.settings.guidance_rescale,
+                skip_layers: self.skip_layers.as_ref(),
+            }),
+        }
+    }
+
+    fn denoise(
+        &self,
+        worker: &mut Worker,
+        stage: &Stage,
+        request: Denoise<'_>,
+        halt: &Halt,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor<3>, EngineError> {
+        let team = Team {
+            sequence: &*worker.sequence,
+            ulysses: self.mesh.config().ulysses,
+            cfg: &*worker.cfg,
+            stages: &*worker.stages,
+            blocks: stage.blocks.clone(),
+            n_patches: self.n_patches,
+            warmup_steps: self.warmup_steps,
+            attn: &mut *worker.attn,
+            halt,
+        };
+        let latents = engine::denoise(stage.dit.as_ref(), team, self.sampler.as_ref(), request, observer);
+        if let Err(error) = &latents
+            && !error.is_agreed()
+        {
+            // the others learn why
+            worker.world.abort(&error.to_string());
+        }
+        latents
+    }
+
+    fn content(
+        &self,
+        latents: Tensor<3>,
+        vae: Option<&AutoencoderKl>,
+        worker: &Worker,
+        desk: &mut Desk<Product>,
+    ) -> Result<Content, PipelineError> {
+        let [height, width] = self.settings.drawn;
+        match self.output {
+            OutputType::Latent if self.geometry.packed => {
+                Ok(Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? })
+            }
+            OutputType::Latent => {
+                let latents = self.geometry.unpack(latents, height, width);
+                Ok(Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? })
+            }
+            OutputType::Picture => {
+                let vae = vae.expect("ranks that hand pictures over have a decoder");
+                let latents = self.geometry.unpack(latents, height, width);
+                let mut beating = Beating { worker, inner: desk };
+                let picture = vae.decode_observed(latents, &mut beating);
+                self.picture(picture.map_err(|_| PipelineError::Cancelled(Phase::Decode))?)
+            }
+        }
+    }
+
+    /// - `picture`: `[1, 3, height, width]`, nominally in -1..=1
+    fn picture(&self, picture: Tensor<4>) -> Result<Content, PipelineError> {
+        let values = read(picture.permute([0, 2, 3, 1]), "the picture")?;
+        let n_bad = values.iter().filter(|x| !x.is_finite()).count();
+        if n_bad > 0 {
+            return Err(PipelineError::NotFinite { n_bad, n: values.len() });
+        }
+        let (height, width) = (self.settings.height, self.settings.width);
+        let values = binning::resize_and_crop(values, self.settings.drawn, [height, width]);
+        // as diffusers: to [0, 1], clamped, rounded half to even
+        let rgb = values.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+        Ok(Content::Picture { width, height, rgb })
+    }
+}
+
+/// An observer that also gives a sign of life to the ranks that may wait for this one.
+struct Beating<'a, 'd> {
+    worker: &'a Worker,
+    inner: &'d mut Desk<Product>,
+}
+
+impl Observer for Beating<'_, '_> {
+    fn begin(&mut self, phase: Phase, what: &str, total: u64) {
+        self.inner.begin(phase, what, total);
+    }
+
+    fn advance(&mut self, phase: Phase, done: u64) -> std::ops::ControlFlow<()> {
+        self.worker.world.beat();
+        self.inner.advance(phase, done)
+    }
+
+    fn end(&mut self, phase: Phase) {
+        self.inner.end(phase);
+    }
+}
+
+fn on_device(text: &TextEmbeddings, device: &Device) -> TextEmbeddings {
+    let states = |txt: &TextStates| TextStates { states: txt.states.clone().to_device(device), seen: txt.seen.clone() };
+    TextEmbeddings {
+        txt: states(&text.txt),
+        txt_2: text.txt_2.as_ref().map(states),
+        pooled: text.pooled.as_ref().map(|pooled| pooled.clone().to_device(device)),
+    }
+}
+
+fn read<const D: usize>(x: Tensor<D>, what: &'static str) -> Result<Vec<f32>, PipelineError> {
+    let fail = |message: String| PipelineError::Read { what, message };
+    let data = xdit_core::ops::to_f32(x).try_into_data().map_err(|e| fail(e.to_string()))?;
+    data.try_to_vec::<f32>().map_err(|e| fail(e.to_string()))
+}

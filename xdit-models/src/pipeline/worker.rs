@@ -1,0 +1,58 @@
+//! A rank: its communicators and its device.
+
+use burn::tensor::Device;
+use xdit_core::comm::{CommError, Communicator};
+use xdit_core::dit::Attention;
+use xdit_core::mesh::{Axis, Mesh};
+
+/// One rank, on a thread of its own, for as long as the pipeline lives. Whoever drops it leaves the world.
+pub struct Worker {
+    /// Which replica's pictures it draws.
+    pub replica: usize,
+    /// Its pipeline stage.
+    pub stage: usize,
+    /// Ranks that share the picture's tokens.
+    pub sequence: Box<dyn Communicator>,
+    /// Ranks that share classifier-free guidance.
+    pub cfg: Box<dyn Communicator>,
+    /// Ranks that share the blocks.
+    pub stages: Box<dyn Communicator>,
+    /// The attention of its tokens.
+    pub attn: Box<dyn Attention>,
+    /// All ranks.
+    pub world: Box<dyn Communicator>,
+}
+
+impl Worker {
+    /// Every rank of the world must come here.
+    ///
+    /// # Errors
+    /// A rank that failed.
+    pub fn new(mesh: &Mesh, world: Box<dyn Communicator>) -> Result<Self, CommError> {
+        let rank = world.rank();
+        let group = |axes: &[Axis]| world.split(mesh.color(rank, axes), rank);
+        let (ulysses, ring) = (group(&[Axis::Ulysses])?, group(&[Axis::Ring])?);
+        Ok(Self {
+            attn: match mesh.config().pipefusion {
+                1 => xdit_attn::usp(ulysses, ring),
+                _ => xdit_attn::pipefusion(ulysses, ring),
+            },
+            replica: mesh.coordinate(rank, Axis::Data),
+            stage: mesh.coordinate(rank, Axis::Pipefusion),
+            sequence: group(Axis::SEQUENCE)?,
+            cfg: group(&[Axis::Cfg])?,
+            stages: group(&[Axis::Pipefusion])?,
+            world,
+        })
+    }
+
+    /// Whether this one decodes the replica's pictures and hands them over: all its ranks have the latents.
+    pub fn speaks(&self) -> bool {
+        self.sequence.rank() == 0 && self.cfg.rank() == 0 && self.stages.rank() == 0
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.world.device()
+    }
+}
