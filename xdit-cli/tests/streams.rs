@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::process::{Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::common::{CAPTION, command, decode, fails, json, quick, stderr, xdit};
+use crate::common::{CAPTION, command, copy, decode, draw, fails, golden, json, quick, stderr, xdit};
 
 const COMMANDS: &[&[&str]] = &[
     &["generate", "-p", CAPTION, "--steps", "1"],
@@ -121,13 +121,35 @@ fn errors_for_programs() {
 #[test]
 fn errors_name_their_cause_once_and_no_whole_prompt() {
     let dir = TempDir::new().expect("a folder");
-    let output = xdit(&dir, &["inspect", "nowhere"]);
-    let text = stderr(&output);
-    assert_eq!(text.matches("No such file").count(), 1, "{text}");
+    let model = copy(&dir, "flux-schnell");
+    fs::write(model.join("vae/config.json"), "{").expect("written");
+    let text = stderr(&draw(&dir, &model.to_string_lossy(), &[]));
+    assert_eq!(text.matches("EOF while parsing").count(), 1, "{text}");
     let long = "a cat and a dog and ".repeat(100);
     for args in [&[long.as_str()][..], &["--prompt-file", &long], &["-o", &format!("{long}.png")]] {
         let output = quick(&dir, args);
         assert!(!output.status.success());
         assert!(output.stderr.len() < 400, "{}", stderr(&output));
+    }
+    let cut = draw(&dir, &golden("flux-dev"), &["--negative-prompt", &long, "--true-cfg-scale", "2"]);
+    let warning = stderr(&cut).lines().find(|line| line.starts_with("warning: tokenizer_2")).map(str::len);
+    assert!(warning.is_some_and(|len| len < 200), "{}", stderr(&cut));
+}
+
+/// Whoever uses the library has no flags.
+#[test]
+fn the_library_speaks_of_no_flags() {
+    let dir = TempDir::new().expect("a folder");
+    let model = copy(&dir, "flux-schnell");
+    let weights = model.join("transformer/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&weights).expect("a file");
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, bytes).expect("written");
+    let overflow = draw(&dir, &model.to_string_lossy(), &[]);
+    let binned = draw(&dir, &golden("pixart-256"), &[]);
+    for (output, part) in [(overflow, "non-finite"), (binned, "warning: drawn at")] {
+        let text = stderr(&output);
+        assert!(text.contains(part) && !text.contains("--"), "{text}");
     }
 }

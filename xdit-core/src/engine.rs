@@ -28,7 +28,7 @@ pub enum EngineError {
         n_steps: usize,
     },
     /// The arithmetic overflowed, as half precision does where a checkpoint was not made for it.
-    #[error("latents hold {n_bad} non-finite values of {n} after {n_steps} steps; try --dtype bf16 or f32")]
+    #[error("latents hold {n_bad} non-finite values of {n} after {n_steps} steps; try bf16 or f32")]
     NotFinite {
         /// NaN and infinite values.
         n_bad: usize,

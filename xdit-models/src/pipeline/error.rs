@@ -64,7 +64,7 @@ pub enum PipelineError {
     #[error("cancelled during {0}")]
     Cancelled(Phase),
     /// The picture overflowed.
-    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try --dtype bf16 or f32")]
+    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try bf16 or f32")]
     NotFinite {
         /// NaN and infinite values.
         n_bad: usize,

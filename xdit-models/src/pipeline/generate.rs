@@ -143,7 +143,7 @@ impl Pipeline {
         {
             observer.warn(&format!(
                 "drawn at {height}x{width} (height x width), the nearest size that the model was trained on; \
-                 --no-resolution-binning draws at the size asked for"
+                 without resolution binning it is drawn at the size asked for"
             ));
         }
         // before any weight is read: a scheduler that is not supported shows here
