@@ -29,3 +29,8 @@ pub mod vae;
 pub mod builtin;
 pub mod error;
 pub mod hub;
+
+/// The example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
