@@ -22,10 +22,16 @@ impl FromStr for Devices {
 impl Devices {
     /// One device for all ranks or one for each, if this program was built for them and they are there.
     pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
-        match self.0.as_slice() {
-            [one] => Ok(vec![one.open()?]),
-            many if many.len() == n_ranks => many.iter().map(|device| device.open()).collect(),
-            many => bail!("{} devices for {n_ranks} ranks; give one for all or one for each", many.len()),
+        self.check(n_ranks)?;
+        self.0.iter().map(|device| device.open()).collect()
+    }
+
+    /// Whether there is one for all ranks or one for each; none need be there.
+    pub fn check(&self, n_ranks: usize) -> Result<()> {
+        match self.0.len() {
+            1 => Ok(()),
+            n if n == n_ranks => Ok(()),
+            n => bail!("{n} devices for {n_ranks} ranks; give one for all or one for each"),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use xdit_core::observer::Observer;
 use xdit_models::pipeline::{Options, OutputType, Pipeline, Request, Settings};
@@ -115,8 +115,12 @@ fn draw(
 fn options(args: &Generate) -> Result<Options> {
     let parallel = args.parallel.config();
     let devices = args.compute.device.open_all(parallel.world_size())?;
+    let device = devices.first().context("no device")?;
+    if devices.iter().any(|other| other != device) {
+        bail!("ranks on different devices are not supported yet; give one device for all");
+    }
     Ok(Options {
-        device: devices.into_iter().next().context("no device")?,
+        device: device.clone(),
         dtype: args.compute.device.dtype(args.compute.dtype),
         variant: args.model.variant.clone(),
         parallel,

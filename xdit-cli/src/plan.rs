@@ -10,9 +10,12 @@ use xdit_core::mesh::Axis;
 use xdit_models::pipeline::{ModelSource, Options, Pipeline, RankMemory, Request};
 
 use crate::args::Plan;
-use crate::console::Stdout;
+use crate::console::{Stdout, complain};
 
 pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
+    args.compute.device.check(args.parallel.config().world_size())?;
+    let notices = [args.model.without_effect(), args.parallel.without_effect()];
+    notices.iter().flatten().for_each(|notice| complain(&format!("warning: {notice}")));
     let options = Options {
         variant: args.model.variant.clone(),
         parallel: args.parallel.config(),

@@ -68,6 +68,22 @@ fn what_is_finished_stays() {
 }
 
 #[test]
+fn what_is_finished_is_told_when_the_rest_fails() {
+    let dir = TempDir::new().expect("a folder");
+    let folder = dir.path().join("many");
+    let child = start(&dir, &["-n", "60", "-o", "many/"]);
+    wait_until(|| pictures(&folder) >= 2);
+    let moved = dir.path().join("moved");
+    fs::rename(&folder, &moved).expect("moved");
+    let output = child.wait_with_output().expect("an end");
+    assert_eq!(output.status.code(), Some(1));
+    let said = format!("{} of 60 pictures written to many/", pictures(&moved));
+    let text = stderr(&output);
+    let last = text.lines().last().expect("an error");
+    assert!(last.starts_with("error: cannot write") && last.ends_with(&said), "{text}");
+}
+
+#[test]
 fn before_the_first_picture() {
     let dir = TempDir::new().expect("a folder");
     let args = ["generate", "-p", CAPTION, "--steps", "1000", "-o", "few/"];

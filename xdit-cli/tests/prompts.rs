@@ -108,7 +108,7 @@ fn negative_numbers_get_the_range() {
         ("--true-cfg-scale", 1, "true-cfg-scale -7 is not within 0 to 1000"),
         ("--guidance-rescale", 1, "guidance-rescale -7 is not within 0 to 1"),
     ] {
-        fails(&dir, quick(&dir, &[flag, "-7"]), code, &[range]);
+        fails(&dir, xdit(&dir, &["generate", "-p", "x", flag, "-7"]), code, &[range]);
     }
     fails(&dir, xdit(&dir, &["schedule", "--latency", "-7"]), 1, &["latency -7 is not within 0 to 1000000 turns"]);
     fails(&dir, xdit(&dir, &["plan", "--height", "-7"]), 2, &["-7 is not within 1 to 16384"]);
@@ -121,7 +121,9 @@ fn devices_are_one_for_all_or_one_for_each() {
     let dir = TempDir::new().expect("a folder");
     let with = |flags: &[&str]| draw(&dir, &golden("flux-dev"), flags);
     let counts = with(&["--devices", "cpu,cpu", "--ulysses-degree", "4"]);
-    fails(&dir, counts, 1, &["2 devices for 4 ranks; give one for all or one for each"]);
+    let message = "2 devices for 4 ranks; give one for all or one for each";
+    fails(&dir, counts, 1, &[message]);
+    fails(&dir, xdit(&dir, &["plan", "--device", "cuda:0,cuda:1", "--ulysses-degree", "4"]), 1, &[message]);
     fails(&dir, with(&["--device", "cpu,gpu"]), 2, &["\"gpu\" is none of cpu, cuda:N and wgpu"]);
     fails(&dir, with(&["--device", "cpu,"]), 2, &["\"\" is none of"]);
     let two = with(&["--device", "cpu,cpu", "--ulysses-degree", "2", "-o", "two/"]);
@@ -149,4 +151,6 @@ fn flags_that_change_nothing_warn() {
         let said = warned(flags);
         assert!(said.contains(part), "no {part:?} in {said:?}");
     }
+    let plan = stderr(&xdit(&dir, &["plan", "--warmup-steps", "2"]));
+    assert!(plan.contains("warning: ") && plan.contains("no effect: --warmup-steps"), "{plan}");
 }
