@@ -2,6 +2,8 @@
 //!
 //! `main` parses the arguments and hands them to one file per command; the work is done by `xdit_models::pipeline`.
 #![forbid(unsafe_code)]
+// they panic where the stream is closed or full; `console` does not
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod console;

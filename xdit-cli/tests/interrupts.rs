@@ -46,16 +46,16 @@ fn what_is_finished_stays() {
     for (name, more) in [("INT", &[][..]), ("TERM", &["--json"])] {
         let dir = TempDir::new().expect("a folder");
         let folder = dir.path().join("many");
-        let child = start(&dir, &[&["-n", "60", "-o", "many/"], more].concat());
+        let child = start(&dir, &[&["-n", "30", "-o", "many/"], more].concat());
         wait_until(|| pictures(&folder) >= 2);
         signal(&child, name);
         let output = child.wait_with_output().expect("an end");
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(130), "{text}");
         let n = files(&folder).len();
-        assert!((2..60).contains(&n), "{n}");
+        assert!((2..30).contains(&n), "{n}");
         files(&folder).iter().for_each(|file| drop(decode(file)));
-        let said = format!("interrupted: {n} of 60 pictures written to many/");
+        let said = format!("interrupted: {n} of 30 pictures written to many/");
         assert_eq!(text.lines().last(), Some(said.as_str()), "{text}");
         if name == "TERM" {
             let record = json(&output);
@@ -71,13 +71,13 @@ fn what_is_finished_stays() {
 fn what_is_finished_is_told_when_the_rest_fails() {
     let dir = TempDir::new().expect("a folder");
     let folder = dir.path().join("many");
-    let child = start(&dir, &["-n", "60", "-o", "many/"]);
+    let child = start(&dir, &["-n", "30", "-o", "many/"]);
     wait_until(|| pictures(&folder) >= 2);
     let moved = dir.path().join("moved");
     fs::rename(&folder, &moved).expect("moved");
     let output = child.wait_with_output().expect("an end");
     assert_eq!(output.status.code(), Some(1));
-    let said = format!("{} of 60 pictures written to many/", pictures(&moved));
+    let said = format!("{} of 30 pictures written to many/", pictures(&moved));
     let text = stderr(&output);
     let last = text.lines().last().expect("an error");
     assert!(last.starts_with("error: cannot write") && last.ends_with(&said), "{text}");

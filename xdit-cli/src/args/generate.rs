@@ -6,7 +6,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use xdit_core::engine::SkipLayers;
 
 use crate::args::shared::{Compute, Model, Parallel, Settings};
-use crate::args::values::{Seed, whole};
+use crate::args::values::{Seed, number, whole};
 
 #[derive(Debug, ClapArgs)]
 pub struct Generate {
@@ -30,13 +30,13 @@ pub struct Generate {
     #[arg(long, num_args = 1.., value_name = "BLOCK", value_parser = whole(0, 1023))]
     pub skip_guidance_layers: Vec<usize>,
     /// Scale of skip-layer guidance [default: 2.8]
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", value_parser = number::<f32>(0, 1000))]
     pub skip_layer_guidance_scale: Option<f32>,
     /// Part of the steps after which it starts [default: 0.01]
-    #[arg(long, value_name = "PART")]
+    #[arg(long, value_name = "PART", value_parser = number::<f64>(0, 1))]
     pub skip_layer_guidance_start: Option<f64>,
     /// Part of the steps at which it stops [default: 0.2]
-    #[arg(long, value_name = "PART")]
+    #[arg(long, value_name = "PART", value_parser = number::<f64>(0, 1))]
     pub skip_layer_guidance_stop: Option<f64>,
     /// Draw at exactly the size asked for, also where the model was trained on few sizes (PixArt, HunyuanDiT)
     #[arg(long)]
@@ -58,14 +58,15 @@ pub struct Generate {
     pub quality: Option<u8>,
     #[command(flatten)]
     pub compute: Compute,
-    #[command(flatten)]
-    pub parallel: Parallel,
     /// No progress, no file names
     #[arg(long, short)]
     pub quiet: bool,
     /// One JSON record on standard output: files, seconds per phase, peak memory; or the error
     #[arg(long)]
     pub json: bool,
+    // last, since its heading stays
+    #[command(flatten)]
+    pub parallel: Parallel,
     /// What to say of prompts that look like words of one
     #[arg(skip)]
     pub unquoted: Vec<String>,

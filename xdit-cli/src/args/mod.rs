@@ -63,11 +63,12 @@ pub struct Plan {
     pub settings: Settings,
     #[command(flatten)]
     pub compute: Compute,
-    #[command(flatten)]
-    pub parallel: Parallel,
     /// One JSON record instead of a table
     #[arg(long)]
     pub json: bool,
+    // last, since its heading stays
+    #[command(flatten)]
+    pub parallel: Parallel,
 }
 
 #[derive(Debug, ClapArgs)]

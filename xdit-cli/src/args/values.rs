@@ -10,6 +10,17 @@ pub fn whole(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> +
     }
 }
 
+/// Numbers, of which the library takes any.
+pub fn number<T>(min: u16, max: u16) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + From<u16>,
+{
+    move |text| match text.parse::<T>() {
+        Ok(x) if (T::from(min)..=T::from(max)).contains(&x) => Ok(x),
+        _ => Err(format!("{text} is not a number within {min} to {max}")),
+    }
+}
+
 /// `--seed`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seed {
