@@ -4,19 +4,19 @@ use std::panic;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use xdit_attn::{pipefusion, usp};
 use xdit_comm::local::World;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{
-    Attention, Cond, Ctx, Dit, DitSpec, Inputs, JointOut, Pass, Places, Qkv, Site, Streams, TextEmbeddings, TextStates,
-    TokenGrid,
+    Attention, Cond, Ctx, Dit, DitSpec, Inputs, Pass, Positions, Qkv, Site, Streams, TextEmbeddings, TextStates,
+    TokenGrid, parted,
 };
-use xdit_core::engine::{Cfg, Denoise, Team, denoise};
+use xdit_core::engine::{Cfg, Denoise, Halt, Team, denoise};
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_testing::mesh::on_world;
 
-const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
+const GRID: TokenGrid = TokenGrid::picture(5, 3);
 const N_BLOCKS: usize = 2;
 /// The picture of five rows as three and two.
 const N_PATCHES: usize = 2;
@@ -28,30 +28,35 @@ struct Bare;
 
 impl Dit for Bare {
     fn spec(&self) -> DitSpec {
-        DitSpec { n_blocks: N_BLOCKS, n_heads: 4, head_dim: 4, channels: 16, joint: true }
+        DitSpec { n_blocks: N_BLOCKS, n_heads: 4, head_dim: 4, channels: 16, joint: true, txt_each_step: false }
     }
 
-    fn place(&self, _grid: TokenGrid, _n_txt: usize) -> Places {
-        Places::default()
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn positions(&self, _grid: TokenGrid, _n_txt: usize) -> Positions {
+        Positions::default()
     }
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
         let temb = Tensor::zeros([1, 16], &inputs.text.txt.states.device());
-        Cond { temb, modulation: None, txt_bias: None, places: Places::default() }
+        Cond { temb, modulation: None, txt_bias: None }
     }
 
-    fn embed_txt(&self, text: &TextEmbeddings) -> Tensor<3> {
+    fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
         text.txt.states.clone()
     }
 
-    fn embed_img(&self, latents: Tensor<3>, _places: &Places) -> Tensor<3> {
+    fn embed_img(&self, latents: Tensor<3>, _positions: &Positions) -> Tensor<3> {
         latents
     }
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, _cond: &Cond) -> Result<Streams, CommError> {
         let heads = |x: &Tensor<3>| xdit_core::ops::split_heads(x.clone(), 4);
         let qkv = |x: &Tensor<3>| Qkv { q: heads(x), k: heads(x), v: heads(x) };
-        let (txt, img) = ctx.attn.joint(Site::first(i), x.txt.as_ref().map(qkv), qkv(&x.img))?;
+        let (both, n_txt) = Qkv::joined(x.txt.as_ref().map(qkv), qkv(&x.img));
+        let (txt, img) = parted(ctx.attn.joint(Site::first(i), both, n_txt)?, n_txt);
         let merge = xdit_core::ops::merge_heads;
         let txt = x.txt.zip(txt).map(|(x, txt)| x + merge(txt));
         Ok(Streams::new(txt, x.img + merge(img)))
@@ -90,17 +95,17 @@ impl Attention for Faulty {
         self.inner.begin(pass);
     }
 
-    fn joint(&mut self, site: Site, txt: Option<Qkv>, img: Qkv) -> Result<JointOut, CommError> {
+    fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
         self.calls += 1;
         if self.calls - 1 != self.at {
-            return self.inner.joint(site, txt, img);
+            return self.inner.joint(site, x, n_txt);
         }
         match self.fault {
-            Fault::None => self.inner.joint(site, txt, img),
+            Fault::None => self.inner.joint(site, x, n_txt),
             Fault::Panic => panic!("a fault"),
             Fault::Silent => {
                 thread::sleep(3 * DEADLINE);
-                self.inner.joint(site, txt, img)
+                self.inner.joint(site, x, n_txt)
             }
             Fault::Leave => Err(CommError::NoTensor { rank: 0, op: "a fault" }),
             Fault::Shape => {
@@ -108,9 +113,9 @@ impl Attention for Faulty {
                     let [_, h, _, _] = x.dims();
                     x.narrow(1, 0, h - 1)
                 };
-                self.inner.joint(site, txt, Qkv { q: less(img.q), k: less(img.k), v: less(img.v) })
+                self.inner.joint(site, Qkv { q: less(x.q), k: less(x.k), v: less(x.v) }, n_txt)
             }
-            Fault::Skip => Ok((txt.map(|txt| txt.q), img.q)),
+            Fault::Skip => Ok(x.q),
         }
     }
 
@@ -126,6 +131,7 @@ fn run([cfg, stages, ring, ulysses]: [usize; 4], faulty: usize, fault: Fault, at
     let deadline = if fault == Fault::None { Duration::from_secs(60) } else { DEADLINE };
     let replica = stages * sequence;
     let world = World::new(vec![Device::flex(); cfg * replica]).deadline(deadline);
+    let halt = Halt::default();
     let outcomes = on_world(world, |world: Box<dyn Communicator>| -> Result<(), String> {
         let rank = world.rank();
         let group = |color: usize| world.split(color, rank).map_err(|e| e.to_string());
@@ -144,8 +150,7 @@ fn run([cfg, stages, ring, ulysses]: [usize; 4], faulty: usize, fault: Fault, at
         let sampler =
             FlowMatchEuler::new(&FlowMatchEulerConfig::default(), 2, None, None).map_err(|e| e.to_string())?;
         let request = Denoise {
-            noise: Tensor::ones([1, 15, 16], &device),
-            more_noise: &mut || unreachable!("Euler steps add no noise"),
+            noise: Box::new(|| Tensor::ones([1, 15, 16], &device)),
             grid: GRID,
             size: [80, 48],
             text: &text(0.1),
@@ -163,6 +168,7 @@ fn run([cfg, stages, ring, ulysses]: [usize; 4], faulty: usize, fault: Fault, at
             n_patches: N_PATCHES,
             warmup_steps: 1,
             attn: &mut attn,
+            halt: &halt,
         };
         denoise(&Bare, team, &sampler, request, &mut ()).map(|_| ()).map_err(|e| e.to_string())
     });

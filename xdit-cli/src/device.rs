@@ -7,8 +7,49 @@ use burn::tensor::{Device, FloatDType};
 
 use crate::args::Dtype;
 
+/// `--device`: one for all ranks, or one for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<DeviceArg>);
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        s.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Devices {
+    /// One device for all ranks or one for each, if this program was built for them and they are there.
+    pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
+        self.check(n_ranks)?;
+        self.0.iter().map(|device| device.open()).collect()
+    }
+
+    /// Whether there is one for all ranks or one for each; none need be there.
+    pub fn check(&self, n_ranks: usize) -> Result<()> {
+        match self.0.len() {
+            1 => Ok(()),
+            n if n == n_ranks => Ok(()),
+            n => bail!("{n} devices for {n_ranks} ranks; give one for all or one for each"),
+        }
+    }
+
+    /// What a user of these devices expects.
+    pub fn dtype(&self, asked: Option<Dtype>) -> FloatDType {
+        let all_cuda = self.0.iter().all(|device| matches!(device, DeviceArg::Cuda(_)));
+        match asked {
+            Some(Dtype::F32) => FloatDType::F32,
+            Some(Dtype::Bf16) => FloatDType::BF16,
+            Some(Dtype::F16) => FloatDType::F16,
+            None if all_cuda => FloatDType::BF16,
+            None => FloatDType::F32,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceArg {
+enum DeviceArg {
     Cpu,
     Cuda(usize),
     Wgpu,
@@ -23,27 +64,17 @@ impl FromStr for DeviceArg {
             None if s == "wgpu" => Ok(Self::Wgpu),
             None if s == "cuda" => Ok(Self::Cuda(0)),
             Some(("cuda", n)) => n.parse().map(Self::Cuda).map_err(|_| format!("{n} is no device number")),
-            _ => Err("expected cpu, cuda:N or wgpu".into()),
+            _ => Err(format!("{s:?} is none of cpu, cuda:N and wgpu")),
         }
     }
 }
 
 impl DeviceArg {
-    /// The device, if this program was built for it and it is there.
-    pub fn open(self) -> Result<Device> {
+    fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::flex()),
             Self::Cuda(index) => cuda(index),
             Self::Wgpu => wgpu(),
-        }
-    }
-
-    /// What a user of this device expects.
-    pub fn dtype(self, asked: Option<Dtype>) -> FloatDType {
-        match (asked, self) {
-            (Some(Dtype::F32), _) | (None, Self::Cpu | Self::Wgpu) => FloatDType::F32,
-            (Some(Dtype::Bf16), _) | (None, Self::Cuda(_)) => FloatDType::BF16,
-            (Some(Dtype::F16), _) => FloatDType::F16,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `xdit inspect`: what a pipeline folder holds, from headers only.
 
+use std::fmt::Write;
+
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
@@ -8,8 +10,9 @@ use xdit_models::builtin;
 use xdit_models::pipeline::registry;
 
 use crate::args::Inspect;
+use crate::console::Stdout;
 
-pub fn run(args: &Inspect) -> Result<()> {
+pub fn run(args: &Inspect, out: &mut Stdout) -> Result<()> {
     let source = match &args.folder {
         Some(path) => Source::Dir(path.clone()),
         None => Source::Embedded(builtin::FILES),
@@ -48,34 +51,44 @@ pub fn run(args: &Inspect) -> Result<()> {
             "components": components,
             "absent": folder.absent(),
         });
-        println!("{record}");
+        out.line(record.to_string());
         return Ok(());
     }
     let known = if supported { "supported" } else { "not supported" };
-    println!("{} ({known})\n", folder.class_name());
-    println!("{:<18} {:<32} {:>16} {:>12} {:>6}  dtypes", "component", "class", "parameters", "bytes", "files");
+    let mut text = String::new();
+    writeln!(text, "{} ({known})\n", folder.class_name())?;
+    writeln!(text, "{:<18} {:<32} {:>16} {:>12} {:>6}  dtypes", "component", "class", "parameters", "bytes", "files")?;
     let (mut params, mut bytes) = (0, 0);
     for (component, weights) in &rows {
-        print!("{:<18} {:<32}", component.name, component.class);
+        write!(text, "{:<18} {:<32}", component.name, component.class)?;
         match weights {
-            None => println!(),
+            None => writeln!(text)?,
             Some(w) => {
                 let dtypes: Vec<_> = w.dtypes().keys().map(|d| d.name()).collect();
-                println!(
+                writeln!(
+                    text,
                     " {:>16} {:>12} {:>6}  {}",
                     HumanCount(w.n_params()).to_string(),
                     HumanBytes(w.n_bytes()).to_string(),
                     w.files().len(),
                     dtypes.join(" ")
-                );
+                )?;
                 params += w.n_params();
                 bytes += w.n_bytes();
             }
         }
     }
     for name in folder.absent() {
-        println!("{name:<18} (absent)");
+        writeln!(text, "{name:<18} (absent)")?;
     }
-    println!("{:<18} {:<32} {:>16} {:>12}", "total", "", HumanCount(params).to_string(), HumanBytes(bytes).to_string());
+    writeln!(
+        text,
+        "{:<18} {:<32} {:>16} {:>12}",
+        "total",
+        "",
+        HumanCount(params).to_string(),
+        HumanBytes(bytes).to_string()
+    )?;
+    out.write(text.as_bytes());
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! How many processes there are: one, or one per rank under a launcher.
 
 use anyhow::{Result, bail};
+use xdit_comm::local::World;
+use xdit_core::comm::Communicator;
+
+use crate::device::Devices;
 
 /// Variables by which torchrun, Slurm, Open MPI and MPICH say how many processes they have started.
 const WORLD_SIZE: [(&str, &str); 4] =
@@ -18,4 +22,16 @@ pub fn check_environment() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What makes the ranks of this process, one thread each: on one device, or each on a device of its own.
+pub fn ranks(
+    devices: &Devices,
+    n_ranks: usize,
+) -> Result<impl FnOnce(usize) -> Vec<Box<dyn Communicator>> + Send + 'static> {
+    let devices = devices.open_all(n_ranks)?;
+    Ok(move |n_ranks| match devices.len() {
+        1 => World::new(vec![devices[0].clone(); n_ranks]).communicators(),
+        _ => World::apart(devices).communicators(),
+    })
 }

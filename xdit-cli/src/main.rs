@@ -2,43 +2,55 @@
 //!
 //! `main` parses the arguments and hands them to one file per command; the work is done by `xdit_models::pipeline`.
 #![forbid(unsafe_code)]
+// they panic where the stream is closed or full; `console` does not
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod console;
 mod device;
+mod failure;
 mod generate;
 mod inspect;
+mod interrupt;
 mod launch;
 mod models;
 mod output;
 mod plan;
 mod progress;
+mod prompts;
 mod schedule;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::args::{Args, Command};
+use crate::console::Stdout;
+use crate::failure::Failure;
 
 /// Keeps freed memory for the next tensor: without it the system zeroes every large tensor's pages anew.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(args::with_dashes(std::env::args_os()));
-    let result = match &args.command {
-        Command::Generate(args) => generate::run(args),
-        Command::Models => models::run(),
-        Command::Inspect(args) => inspect::run(args),
-        Command::Plan(args) => plan::run(args),
-        Command::Schedule(args) => schedule::run(args),
+    let raw: Vec<OsString> = args::with_dashes(std::env::args_os()).collect();
+    let mut out = Stdout::default();
+    let args = match Args::read(&raw) {
+        Ok(args) => args,
+        Err(error) => return failure::usage(&error, &raw, &mut out),
     };
-    match result {
+    match run(&args, &mut out) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // one line, whatever the causes
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
-            ExitCode::FAILURE
-        }
+        Err(failure) => failure.tell(&raw, &mut out),
     }
+}
+
+fn run(args: &Args, out: &mut Stdout) -> Result<(), Failure> {
+    match &args.command {
+        Command::Generate(args) => generate::run(args, out)?,
+        Command::Models(args) => models::run(args, out),
+        Command::Inspect(args) => inspect::run(args, out)?,
+        Command::Plan(args) => plan::run(args, out)?,
+        Command::Schedule(args) => schedule::run(args, out)?,
+    }
+    Ok(out.finish()?)
 }

@@ -1,12 +1,18 @@
 //! `xdit models`.
 
-use anyhow::Result;
+use serde_json::json;
 use xdit_models::pipeline::registry::ARCHITECTURES;
 
-pub fn run() -> Result<()> {
-    println!("{:<24} models", "pipeline");
-    for architecture in ARCHITECTURES {
-        println!("{:<24} {}", architecture.class_name(), architecture.about());
+use crate::args::Models;
+use crate::console::Stdout;
+
+pub fn run(args: &Models, out: &mut Stdout) {
+    if args.json {
+        let pipeline = |class: &str, models: &str| json!({ "class": class, "models": models });
+        let all: Vec<_> = ARCHITECTURES.iter().map(|a| pipeline(a.class_name(), a.about())).collect();
+        return out.line(json!({ "pipelines": all }).to_string());
     }
-    Ok(())
+    let line = |class: &str, models: &str| format!("{class:<24} {models}\n");
+    let all = ARCHITECTURES.iter().map(|a| line(a.class_name(), a.about()));
+    out.write(std::iter::once(line("pipeline", "models")).chain(all).collect::<String>().as_bytes());
 }

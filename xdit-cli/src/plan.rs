@@ -1,63 +1,69 @@
 //! `xdit plan`: what each rank would hold, from headers only.
 
+use std::fmt::Write;
+
 use anyhow::Result;
-use burn::tensor::Device;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use xdit_core::mesh::Axis;
 use xdit_models::pipeline::{ModelSource, Options, Pipeline, RankMemory, Request};
 
 use crate::args::Plan;
+use crate::console::{Stdout, complain};
 
-pub fn run(args: &Plan) -> Result<()> {
+pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
+    args.compute.device.check(args.parallel.config().world_size())?;
+    let notices = [args.model.without_effect(), args.parallel.without_effect()];
+    notices.iter().flatten().for_each(|notice| complain(&format!("warning: {notice}")));
     let options = Options {
-        variant: args.variant.clone(),
+        variant: args.model.variant.clone(),
         parallel: args.parallel.config(),
         pipefusion: args.parallel.pipefusion(),
-        ..Options::on(Device::flex(), args.device.dtype(args.dtype))
+        ..Options::new(args.compute.device.dtype(args.compute.dtype))
     };
-    let source = args.model.clone().map_or(ModelSource::Builtin, ModelSource::Folder);
-    let pipeline = Pipeline::open(&source, options, &mut ())?;
+    let source = args.model.model.as_ref().map_or(ModelSource::Builtin, |folder| ModelSource::Folder(folder.into()));
+    let pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ())?;
+    let settings = &args.settings;
     let request = Request {
         // a second prediction is made where there is a second prompt, whatever it says
-        negative_prompts: args.true_cfg_scale.map(|_| String::new()).into_iter().collect(),
-        height: args.height,
-        width: args.width,
-        num_inference_steps: args.num_inference_steps,
-        guidance_scale: args.guidance_scale,
-        true_cfg_scale: args.true_cfg_scale,
-        max_sequence_length: args.max_sequence_length,
+        negative_prompts: settings.true_cfg_scale.map(|_| String::new()).into_iter().collect(),
+        height: settings.height,
+        width: settings.width,
+        num_inference_steps: settings.num_inference_steps,
+        guidance_scale: settings.guidance_scale,
+        true_cfg_scale: settings.true_cfg_scale,
+        max_sequence_length: settings.max_sequence_length,
         ..Request::new("any")
     };
     let plan = pipeline.plan(&request)?;
     let memory: Vec<_> = plan.memory.iter().enumerate().collect();
     if args.json {
         let memory: Vec<_> = memory.into_iter().map(record).collect();
-        println!(
-            "{}",
-            json!({
-                "img_tokens": plan.grid.n_tokens(),
-                "patches": plan.n_patches,
-                "ranks": plan.mesh.world_size(),
-                "memory": memory,
-            })
-        );
+        let record = json!({
+            "img_tokens": plan.grid.n_tokens(),
+            "patches": plan.n_patches,
+            "ranks": plan.mesh.world_size(),
+            "memory": memory,
+        });
+        out.line(record.to_string());
         return Ok(());
     }
     let (rows, cols) = (plan.grid.rows, plan.grid.cols);
-    println!("{rows} x {cols} image tokens, {} patches, {} ranks\n", plan.n_patches, plan.mesh.world_size());
+    let mut text = String::new();
+    writeln!(text, "{rows} x {cols} image tokens, {} patches, {} ranks\n", plan.n_patches, plan.mesh.world_size())?;
     let columns = ["data", "cfg", "stage", "ring", "ulysses"];
     let axes = [Axis::Data, Axis::Cfg, Axis::Pipefusion, Axis::Ring, Axis::Ulysses];
-    print!("{:>5}", "rank");
-    columns.iter().for_each(|name| print!(" {name:>8}"));
-    println!(" {:>10} {:>14} {:>14}", "blocks", "weights", "kept k, v");
+    write!(text, "{:>5}", "rank")?;
+    columns.iter().try_for_each(|name| write!(text, " {name:>8}"))?;
+    writeln!(text, " {:>10} {:>14} {:>14}", "blocks", "weights", "kept k, v")?;
     for (rank, memory) in memory {
-        print!("{rank:>5}");
-        axes.iter().for_each(|axis| print!(" {:>8}", plan.mesh.coordinate(rank, *axis)));
+        write!(text, "{rank:>5}")?;
+        axes.iter().try_for_each(|axis| write!(text, " {:>8}", plan.mesh.coordinate(rank, *axis)))?;
         let blocks = format!("{}..{}", memory.blocks.start, memory.blocks.end);
         let [weights, kept] = [memory.weight_bytes, memory.kept_bytes].map(|bytes| HumanBytes(bytes).to_string());
-        println!(" {blocks:>10} {weights:>14} {kept:>14}");
+        writeln!(text, " {blocks:>10} {weights:>14} {kept:>14}")?;
     }
+    out.write(text.as_bytes());
     Ok(())
 }
 

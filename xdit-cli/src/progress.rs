@@ -3,14 +3,22 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use xdit_core::observer::{Observer, Phase};
+
+use crate::console::complain;
+use crate::interrupt::Interrupt;
+
+/// A phase that is silent for longer looks dead.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Shows a request to a person, and adds up the seconds of each phase.
 pub struct Progress {
     mode: Mode,
+    bars: MultiProgress,
+    interrupt: Interrupt,
     running: Option<Running>,
     seconds: BTreeMap<String, f64>,
     warnings: Vec<String>,
@@ -28,18 +36,29 @@ struct Running {
     total: u64,
     start: Instant,
     bar: ProgressBar,
-    /// Tenths of the total that a line told of.
+    /// Tenths of the total that a line told of, and when.
     told: u64,
+    told_at: Instant,
 }
 
 impl Progress {
-    pub fn new(quiet: bool, json: bool) -> Self {
+    /// An interrupt ends the request.
+    pub fn new(quiet: bool, json: bool, interrupt: Interrupt) -> Self {
         let mode = match (quiet || json, std::io::stderr().is_terminal()) {
             (true, _) => Mode::Silent,
             (false, true) => Mode::Bars,
             (false, false) => Mode::Lines,
         };
-        Self { mode, running: None, seconds: BTreeMap::new(), warnings: Vec::new() }
+        let bars = match mode {
+            Mode::Bars => MultiProgress::new(),
+            Mode::Lines | Mode::Silent => MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+        };
+        Self { mode, bars, interrupt, running: None, seconds: BTreeMap::new(), warnings: Vec::new() }
+    }
+
+    /// Whoever writes to the terminal while a request runs does it in their `suspend`.
+    pub fn bars(&self) -> MultiProgress {
+        self.bars.clone()
     }
 
     /// Seconds of each phase so far.
@@ -62,7 +81,7 @@ impl Progress {
 
 impl Observer for Progress {
     fn begin(&mut self, phase: Phase, what: &str, total: u64) {
-        let bar = if self.mode == Mode::Bars { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        let bar = self.bars.add(ProgressBar::new(total));
         let counts = match phase {
             Phase::Download | Phase::Load => "{bytes}/{total_bytes}",
             Phase::Encode | Phase::Denoise | Phase::Decode => "{pos}/{len}",
@@ -74,22 +93,24 @@ impl Observer for Progress {
         bar.set_prefix(phase.to_string());
         bar.set_message(what.to_owned());
         bar.tick();
-        self.running = Some(Running { what: what.into(), total, start: Instant::now(), bar, told: 0 });
+        let now = Instant::now();
+        self.running = Some(Running { what: what.into(), total, start: now, bar, told: 0, told_at: now });
     }
 
     fn advance(&mut self, phase: Phase, done: u64) -> ControlFlow<()> {
         if let Some(running) = &mut self.running {
             running.bar.set_position(done);
             let tenth = done.saturating_mul(10) / running.total.max(1);
-            if self.mode == Mode::Lines && phase == Phase::Denoise && tenth > running.told {
-                running.told = tenth;
-                eprintln!(
-                    "{phase}: {done}/{} {} ({:.1} s)",
-                    running.total,
-                    running.what,
-                    running.start.elapsed().as_secs_f64()
-                );
+            let news = phase == Phase::Denoise && tenth > running.told;
+            if self.mode == Mode::Lines && (news || running.told_at.elapsed() > SILENCE) {
+                (running.told, running.told_at) = (tenth, Instant::now());
+                let [done, total] = [done, running.total].map(|n| Self::amount(phase, n));
+                let seconds = running.start.elapsed().as_secs_f64();
+                complain(&format!("{phase}: {done}/{total} {} ({seconds:.1} s)", running.what));
             }
+        }
+        if self.interrupt.raised() {
+            return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
@@ -97,21 +118,20 @@ impl Observer for Progress {
     fn end(&mut self, phase: Phase) {
         let Some(running) = self.running.take() else { return };
         running.bar.finish_and_clear();
+        self.bars.remove(&running.bar);
         let seconds = running.start.elapsed().as_secs_f64();
         *self.seconds.entry(phase.to_string()).or_default() += seconds;
         // a step's line has said it already where lines are printed
         if self.mode != Mode::Silent && !(self.mode == Mode::Lines && phase == Phase::Denoise) {
-            eprintln!("{phase}: {} {} in {seconds:.1} s", Self::amount(phase, running.total), running.what);
+            let (amount, what) = (Self::amount(phase, running.total), running.what);
+            self.bars.suspend(|| complain(&format!("{phase}: {amount} {what} in {seconds:.1} s")));
         }
     }
 
     fn warn(&mut self, message: &str) {
         self.warnings.push(message.into());
         if self.mode != Mode::Silent {
-            match &self.running {
-                Some(running) => running.bar.suspend(|| eprintln!("warning: {message}")),
-                None => eprintln!("warning: {message}"),
-            }
+            self.bars.suspend(|| complain(&format!("warning: {message}")));
         }
     }
 }

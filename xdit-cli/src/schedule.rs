@@ -7,20 +7,22 @@ use serde_json::{Value, json};
 use xdit_core::schedule::{Payload, Schedule, Timeline};
 
 use crate::args;
-use crate::output::write_text;
+use crate::console::Stdout;
+use crate::output::place;
 
 /// Beyond this nobody looks, and memory ends.
 const MOST_SPANS: usize = 1_000_000;
 /// Turns that a line of a terminal shows.
 const COLUMNS: usize = 100;
+const DEFAULT_STAGES: usize = 4;
 
-pub fn run(args: &args::Schedule) -> Result<()> {
-    let n_stages = args.pipefusion_parallel_degree;
+pub fn run(args: &args::Schedule, out: &mut Stdout) -> Result<()> {
+    let n_stages = args.stages.pipefusion_parallel_degree.unwrap_or(DEFAULT_STAGES);
     let schedule = Schedule {
         n_stages,
-        n_patches: args.num_pipeline_patch.unwrap_or(n_stages),
+        n_patches: args.stages.num_pipeline_patch.unwrap_or(n_stages),
         n_steps: args.num_inference_steps,
-        warmup_steps: args.warmup_steps.min(args.num_inference_steps),
+        warmup_steps: args.stages.warmup_steps().min(args.num_inference_steps),
     };
     let numbers = [
         ("pipefusion-parallel-degree", schedule.n_stages),
@@ -45,13 +47,13 @@ pub fn run(args: &args::Schedule) -> Result<()> {
         bail!("latency {} is not within 0 to 1000000 turns", args.latency);
     }
     let timeline = schedule.timeline(args.latency);
-    print!("{}", text(&schedule, &timeline));
     if let Some(path) = &args.trace {
-        write_text(path, &format!("{}\n", trace(&timeline)))?;
+        place::write(path, format!("{}\n", trace(&timeline)).as_bytes())?;
     }
     if let Some(path) = &args.svg {
-        write_text(path, &svg(&schedule, &timeline))?;
+        place::write(path, svg(&schedule, &timeline).as_bytes())?;
     }
+    out.write(text(&schedule, &timeline).as_bytes());
     Ok(())
 }
 

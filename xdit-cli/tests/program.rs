@@ -1,81 +1,13 @@
 //! The program as a user runs it: files, exit codes, one line for each mistake.
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use tempfile::TempDir;
 
-fn golden(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xdit-testing/golden").join(name);
-    path.canonicalize().expect("a fixture").to_string_lossy().into_owned()
-}
-
-fn xdit(dir: &TempDir, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xdit"))
-        .args(args)
-        .current_dir(dir)
-        .env("HF_HUB_OFFLINE", "1")
-        .env("HF_HOME", dir.path().join("hub"))
-        .output()
-        .expect("the program runs")
-}
-
-/// A drawing with the tiny model of the golden cases, which takes milliseconds.
-fn draw(dir: &TempDir, model: &str, more: &[&str]) -> Output {
-    let mut args = vec!["generate", "--model", model, "--prompt", "a red cat", "--height", "32", "--width", "48"];
-    args.extend(["--steps", "2", "--max-sequence-length", "16"]);
-    args.extend(more);
-    xdit(dir, &args)
-}
-
-/// Exit code, one error on standard error with all of `parts` in it (on one line, but for usage, which clap explains at
-/// length), and no file left behind.
-#[track_caller]
-fn fails(dir: &TempDir, output: Output, code: i32, parts: &[&str]) {
-    let text = String::from_utf8(output.stderr).expect("text");
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{text}");
-    assert!(!text.contains("panicked"), "{text}");
-    let message = if code == 2 { text.as_str() } else { errors[0] };
-    for part in parts {
-        assert!(message.contains(part), "no {part:?} in {text}");
-    }
-    let left: Vec<_> = files(dir.path()).into_iter().filter(|f| f.extension().is_some_and(|e| e == "png")).collect();
-    assert_eq!(left, Vec::<PathBuf>::new());
-}
-
-fn files(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
-}
-
-/// A copy of a golden pipeline folder to spoil.
-fn copy(dir: &TempDir, name: &str) -> PathBuf {
-    fn walk(from: &Path, to: &Path) {
-        fs::create_dir_all(to).expect("a folder");
-        for entry in files(from) {
-            let target = to.join(entry.file_name().expect("a name"));
-            if entry.is_dir() {
-                walk(&entry, &target);
-            } else {
-                fs::copy(&entry, &target).expect("a copy");
-            }
-        }
-    }
-    let to = dir.path().join("model");
-    walk(Path::new(&golden(name)), &to);
-    to
-}
-
-fn decode(path: &Path) -> (png::Info<'static>, Vec<u8>) {
-    let file = std::io::BufReader::new(fs::File::open(path).expect("the picture"));
-    let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
-    let mut rgb = vec![0; reader.output_buffer_size().expect("a size")];
-    reader.next_frame(&mut rgb).expect("pixels");
-    reader.finish().expect("all chunks");
-    (reader.info().clone(), rgb)
-}
+use crate::common::{copy, decode, draw, fails, golden, xdit};
 
 #[test]
 fn the_built_in_model_draws() {
@@ -343,7 +275,7 @@ fn mistakes_in_the_request() {
     fails(&dir, ask(&["-p", "x", "--device", "gpu"]), 2, &["--device"]);
     fails(&dir, ask(&[]), 2, &["--prompt"]);
     fails(&dir, ask(&["-p", "x", "--output", "no/such/place.png"]), 1, &["no/such", "is not there"]);
-    fails(&dir, ask(&["-p", "x", "--output", "x.jpg"]), 1, &["x.jpg", ".png"]);
+    fails(&dir, ask(&["-p", "x", "--output", "x.gif"]), 1, &["x.gif", ".png, .jpg, .jpeg or .webp"]);
 }
 
 #[test]

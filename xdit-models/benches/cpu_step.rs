@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor};
 use xdit_attn::Local;
 use xdit_core::checkpoint::{Loader, Weights};
-use xdit_core::dit::{Ctx, Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
+use xdit_core::dit::{Dit, Inputs, TextEmbeddings, TextStates, TokenGrid};
 use xdit_core::engine::forward;
 use xdit_models::dit::flux::{Flux, FluxConfig};
 
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let pooled = read.tensor::<2>("pooled_projections", [1, config.pooled_projection_dim])?;
     let side = latents.dims()[1].isqrt();
     let text = TextEmbeddings { txt: TextStates::all(txt), txt_2: None, pooled: Some(pooled) };
-    let places = flux.place(TokenGrid { rows: side, cols: side }, text.txt.n_tokens());
+    let positions = flux.positions(TokenGrid::picture(side, side), text.txt.n_tokens());
 
     let mut seconds = Vec::new();
     let mut got = None;
@@ -60,8 +60,8 @@ fn main() -> Result<()> {
         let start = Instant::now();
         let latents = latents.clone();
         let size = [16 * side; 2];
-        let inputs = Inputs { places: &places, timestep: 700.0, text: &text, guidance: Some(3.5), size };
-        got = Some(forward(&flux, &mut Ctx { attn: &mut Local }, latents, inputs, &[])?);
+        let inputs = Inputs { timestep: 700.0, text: &text, guidance: Some(3.5), size };
+        got = Some(forward(&flux, &mut Local, &positions, latents, inputs, &[])?);
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -10,18 +10,19 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use xdit_core::checkpoint::{Loader, Weights};
 use xdit_core::dit::{TextEmbeddings, TextStates, TokenGrid};
-use xdit_core::engine::Denoise;
+use xdit_core::engine::{Denoise, Halt, denoise};
 use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_core::stages::stages;
 use xdit_models::dit::flux::{Flux, FluxConfig};
-use xdit_models::pipeline::ranks::{Run, Setup, Stage, denoise_all};
+use xdit_models::pipeline::worker::Worker;
+use xdit_testing::mesh::on_ranks;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GRID: TokenGrid = TokenGrid { rows: 32, cols: 32 };
+const GRID: TokenGrid = TokenGrid::picture(32, 32);
 const N_TXT: usize = 128;
 /// The first one is a pipeline's warm-up.
 const N_STEPS: usize = 2;
@@ -46,13 +47,13 @@ fn main() -> Result<()> {
     let config: FluxConfig = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
     let weights = Weights::open("transformer", &[folder.join("diffusion_pytorch_model.safetensors")])?;
     let n_blocks = config.spec().n_blocks;
-    let read = |blocks: Range<usize>| -> Result<Stage> {
+    let read = |blocks: Range<usize>| -> Result<(Flux, Range<usize>)> {
         let loader = Loader::new(&weights, &device, FloatDType::F32);
-        Ok(Stage { dit: Box::new(Flux::load(&loader, &config, blocks.clone())?), weight_bytes: 0, blocks })
+        Ok((Flux::load(&loader, &config, blocks.clone())?, blocks))
     };
     // one after the other: all stages of a pipeline together are the model
     let whole = [read(0..n_blocks)?];
-    let pipeline: Vec<Stage> = stages(&vec![1.0; n_blocks], 4, None)?.into_iter().map(read).collect::<Result<_>>()?;
+    let pipeline: Vec<_> = stages(&vec![1.0; n_blocks], 4, None)?.into_iter().map(read).collect::<Result<Vec<_>>>()?;
 
     let random = |seed: u64, dims: [usize; 3]| -> Tensor<3> {
         let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
@@ -79,20 +80,24 @@ fn main() -> Result<()> {
         for (config, seconds) in meshes.iter().zip(&mut seconds) {
             let mesh = Mesh::new(*config, config.world_size())?;
             let before = processor_seconds()?;
-            let picture = |_: usize, denoise: &mut Run<'_>| {
-                denoise(Denoise {
-                    noise: random(3, [1, GRID.n_tokens(), 64]),
-                    more_noise: &mut || unreachable!("Euler steps add no noise"),
+            let stages = if config.pipefusion == 1 { &whole[..] } else { &pipeline[..] };
+            let halt = Halt::default();
+            let done = on_ranks(mesh.world_size(), |world| -> Result<()> {
+                let mut worker = Worker::new(&mesh, world)?;
+                let (dit, blocks) = &stages[worker.stage];
+                let team = worker.team(&mesh, blocks.clone(), [4, 1], &halt);
+                let request = Denoise {
+                    noise: Box::new(|| random(3, [1, GRID.n_tokens(), 64])),
                     grid: GRID,
                     size: [512, 512],
                     text: &text,
                     guidance: Some(3.5),
                     cfg: None,
-                })
-            };
-            let stages = if config.pipefusion == 1 { &whole[..] } else { &pipeline[..] };
-            let setup = Setup { mesh: &mesh, device: &device, stages, n_patches: 4, warmup_steps: 1 };
-            denoise_all(setup, &sampler, 1, &picture, &mut ())?;
+                };
+                denoise(dit, team, &sampler, request, &mut ())?;
+                Ok(())
+            });
+            done.into_iter().collect::<Result<()>>()?;
             if round > 0 {
                 seconds.push(processor_seconds()? - before);
             }

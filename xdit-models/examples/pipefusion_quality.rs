@@ -5,7 +5,7 @@
 //! nothing in the pictures. A folder stands for the built-in model.
 
 use anyhow::{Context, Result};
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::stages::PipeFusion;
 use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
@@ -44,10 +44,10 @@ fn draw(
     captions: &[&str],
     [n_stages, n_patches, warmup_steps]: [usize; 3],
 ) -> Result<(Vec<Picture>, usize)> {
-    let mut options = Options::on(Device::flex(), FloatDType::F32);
+    let mut options = Options::new(FloatDType::F32);
     options.parallel = ParallelConfig { pipefusion: n_stages, ..options.parallel };
     options.pipefusion = PipeFusion { n_patches: Some(n_patches), warmup_steps, split: None };
-    let mut pipeline = Pipeline::open(source, options, &mut ())?;
+    let mut pipeline = Pipeline::open(source, options, xdit_comm::local::world, &mut ())?;
     let (mut pictures, mut right) = (Vec::new(), 0);
     for (i, caption) in captions.iter().enumerate() {
         let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;

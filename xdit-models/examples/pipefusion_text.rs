@@ -34,8 +34,9 @@ fn main() -> Result<()> {
     if settings.is_empty() {
         settings = vec![[4, 1]];
     }
-    let options = Options::on(Device::flex(), FloatDType::F32);
-    let pipeline = Pipeline::open(&ModelSource::Builtin, options.clone(), &mut ())?;
+    let device = Device::flex();
+    let options = Options::new(FloatDType::F32);
+    let pipeline = Pipeline::open(&ModelSource::Builtin, options.clone(), xdit_comm::local::world, &mut ())?;
     // an oracle takes the engine's place, so the pieces around it are put together here
     let folder = PipelineFolder::open(Source::Embedded(builtin::FILES))?;
     let architecture = registry::find(folder.class_name()).context("the built-in model's pipeline")?;
@@ -43,9 +44,9 @@ fn main() -> Result<()> {
     let captions: Vec<_> = scene::HELD_OUT.lines().collect();
     let Settings { height, width, num_inference_steps: n_steps, max_sequence_length, .. } =
         pipeline.settings(&Request::new(captions[0]))?;
-    let texts = architecture.encode(&components, &captions, max_sequence_length, &mut ())?;
-    let (dit, _) = architecture.dit(&components, ALL_BLOCKS, &mut ())?;
-    let vae = components.vae(&mut ())?;
+    let texts = architecture.encode(&components, &device, &captions, max_sequence_length, &mut ())?;
+    let (dit, _) = architecture.dit(&components, &device, ALL_BLOCKS, &mut ())?;
+    let vae = components.vae(&device, &mut ())?;
     let geometry = architecture.geometry(&components)?;
     let grid = geometry.grid(height, width);
     let sampler = architecture.sampler(&components, n_steps, grid.n_tokens())?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
 use xdit_testing::scene::{self, Scene};
 
@@ -20,8 +20,8 @@ fn main() -> Result<()> {
     let cfg: Option<f32> = args.next().map(|scale| scale.parse()).transpose().context("CFG is not a number")?;
     let captions: Vec<_> = captions.lines().filter(|line| !line.trim().is_empty()).collect();
 
-    let options = Options::on(Device::flex(), FloatDType::F32);
-    let mut pipeline = Pipeline::open(&source, options, &mut ())?;
+    let options = Options::new(FloatDType::F32);
+    let mut pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ())?;
     let mut wrong: BTreeMap<String, usize> = BTreeMap::new();
     for (i, caption) in captions.iter().enumerate() {
         let scene = Scene::parse(caption).with_context(|| format!("caption {i}: {caption:?}"))?;

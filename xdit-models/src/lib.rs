@@ -5,12 +5,12 @@
 //! [`pipeline::architecture::Architecture`], one file each ([`pipeline::flux`]).
 //!
 //! ```
-//! use burn::tensor::{Device, FloatDType};
+//! use burn::tensor::FloatDType;
 //! use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let options = Options::on(Device::flex(), FloatDType::F32);
-//! let mut pipeline = Pipeline::open(&ModelSource::Builtin, options, &mut ())?;
+//! let options = Options::new(FloatDType::F32);
+//! let mut pipeline = Pipeline::open(&ModelSource::Builtin, options, xdit_comm::local::world, &mut ())?;
 //! let request = Request { seed: 7, ..Request::new("a small blue square on a white background") };
 //! let pictures = pipeline.generate(&request, &mut ())?;
 //! let Content::Picture { width, height, rgb } = &pictures[0].content else { unreachable!() };
@@ -29,3 +29,8 @@ pub mod vae;
 pub mod builtin;
 pub mod error;
 pub mod hub;
+
+/// The example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use xdit_models::pipeline::{Content, ModelSource, Options, Pipeline, Request};
 
 fn draw(source: &ModelSource) -> Vec<u8> {
-    let options = Options::on(Device::flex(), FloatDType::F32);
-    let mut pipeline = Pipeline::open(source, options, &mut ()).expect("a pipeline");
+    let options = Options::new(FloatDType::F32);
+    let mut pipeline = Pipeline::open(source, options, xdit_comm::local::world, &mut ()).expect("a pipeline");
     let request = Request { num_inference_steps: Some(2), ..Request::new("a red circle on a blue background") };
     let output = pipeline.generate(&request, &mut ()).expect("a picture").remove(0);
     match output.content {

@@ -20,7 +20,7 @@ use xdit_testing::golden::{self, Golden, assert_rel_l2};
 /// f32 sums in another order, through a handful of blocks.
 const TOLERANCE: f64 = 1e-5;
 /// Ten pixels of 8 a token: 80 x 48 pixels.
-const GRID: TokenGrid = TokenGrid { rows: 5, cols: 3 };
+const GRID: TokenGrid = TokenGrid::picture(5, 3);
 
 fn load<C: DeserializeOwned, D>(
     name: &str,
@@ -92,16 +92,16 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
         println!("{name} {what}: {:.1e}", assert_rel_l2(got, want, TOLERANCE));
     };
     let text = parts.text();
-    let places = dit.place(GRID, text.txt.n_tokens());
-    if let Some(table) = &places.img_embedding
+    let positions = dit.positions(GRID, text.txt.n_tokens());
+    if let Some(table) = &positions.added
         && parts.has("pos")
     {
         close("pos", table.clone().unsqueeze(), parts.get("pos"));
     }
     let latents = || parts.tokens("hidden_states");
-    let inputs = Inputs { places: &places, timestep, text: &text, guidance, size: [80, 48] };
+    let inputs = Inputs { timestep, text: &text, guidance, size: [80, 48] };
     let cond = dit.condition(inputs);
-    let (txt, img) = (dit.embed_txt(&text), dit.embed_img(latents(), &places));
+    let (txt, img) = (dit.embed_txt(&text, &cond, &positions), dit.embed_img(latents(), &positions));
     // one time for the whole batch: where nothing else enters, upstream repeats its row
     let want: Tensor<2> = parts.get(temb);
     close("temb", cond.temb.clone().expand(want.dims()).unsqueeze(), want.unsqueeze());
@@ -109,7 +109,9 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
     close("img", img.clone(), parts.get("img"));
     let mut x = Streams::new(Some(txt), img);
     for i in 0..dit.spec().n_blocks {
-        x = dit.block(&mut Ctx { attn: &mut Local }, i, x, &cond).expect("one device cannot fail");
+        x = dit
+            .block(&mut Ctx { attn: &mut Local, positions: &positions }, i, x, &cond)
+            .expect("one device cannot fail");
         // models with two streams return both
         let (txt, img) = (format!("block.{i}.0"), format!("block.{i}.1"));
         if parts.has(&txt) {
@@ -140,7 +142,7 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
         pooled: text.pooled.clone().map(|x| x.narrow(0, 1, 1)),
     };
     let (latents, inputs) = (latents().narrow(0, 1, 1), Inputs { text: &text, ..inputs });
-    let got = forward(dit, &mut Ctx { attn: &mut Local }, latents, inputs, &[]).expect("one device");
+    let got = forward(dit, &mut Local, &positions, latents, inputs, &[]).expect("one device");
     close("one of the batch", got, want.narrow(0, 1, 1));
 }
 
@@ -157,7 +159,7 @@ fn flux_schnell() {
 #[test]
 fn flux_turns_by_upstreams_angles() {
     for name in ["flux-dev", "flux-schnell"] {
-        let joint = load(name, Flux::load).place(GRID, 9).joint.expect("a table");
+        let joint = load(name, Flux::load).positions(GRID, 9).rope.expect("a table");
         // upstream repeats each angle for both channels of a pair, and puts the text's positions first
         for (i, table) in [joint.cos, joint.sin].into_iter().enumerate() {
             let want: Tensor<2> = Parts::open(name).get(&format!("rope.{i}"));
@@ -182,23 +184,23 @@ fn sd3_without_a_block() {
     for name in ["sd3", "sd35"] {
         let (parts, dit) = (Parts::open(name), load(name, Sd3::load));
         let text = parts.text();
-        let places = dit.place(GRID, 9);
+        let positions = dit.positions(GRID, 9);
         let latents = parts.tokens("hidden_states");
-        let inputs = Inputs { places: &places, timestep: 700.0, text: &text, guidance: None, size: [80, 48] };
-        let got = forward(&dit, &mut Ctx { attn: &mut Local }, latents, inputs, &[1]).expect("one device");
+        let inputs = Inputs { timestep: 700.0, text: &text, guidance: None, size: [80, 48] };
+        let got = forward(&dit, &mut Local, &positions, latents, inputs, &[1]).expect("one device");
         assert_rel_l2(got, parts.tokens("out_without_block_1"), TOLERANCE);
     }
 }
 
 /// Positions of other sizes.
 #[track_caller]
-fn check_places(name: &str, dit: &dyn Dit) {
+fn check_positions(name: &str, dit: &dyn Dit) {
     let golden = Golden::open(name);
     let mut n = 0;
     for key in golden.keys().into_iter().filter(|key| key.starts_with("pos.")) {
         let (rows, cols) = key["pos.".len()..].split_once('x').expect("a size");
-        let grid = TokenGrid { rows: rows.parse().expect("a number"), cols: cols.parse().expect("a number") };
-        let table = dit.place(grid, 9).img_embedding.expect("a table");
+        let grid = TokenGrid::picture(rows.parse().expect("a number"), cols.parse().expect("a number"));
+        let table = dit.positions(grid, 9).added.expect("a table");
         assert_rel_l2(table.unsqueeze(), golden.tensor::<3>(&key), 1e-6);
         n += 1;
     }
@@ -206,11 +208,11 @@ fn check_places(name: &str, dit: &dyn Dit) {
 }
 
 #[test]
-fn places_of_other_sizes() {
-    check_places("sd3", &load("sd3", Sd3::load));
-    check_places("sd35", &load("sd35", Sd3::load));
-    check_places("pixart-alpha", &load("pixart-alpha", PixArt::load));
-    check_places("pixart-sigma", &load("pixart-sigma", PixArt::load));
+fn positions_of_other_sizes() {
+    check_positions("sd3", &load("sd3", Sd3::load));
+    check_positions("sd35", &load("sd35", Sd3::load));
+    check_positions("pixart-alpha", &load("pixart-alpha", PixArt::load));
+    check_positions("pixart-sigma", &load("pixart-sigma", PixArt::load));
 }
 
 #[test]

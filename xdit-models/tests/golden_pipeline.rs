@@ -64,9 +64,9 @@ fn check(name: &str) {
     let golden = Golden::open(name);
     let cases = std::fs::read_to_string(golden::dir().join(format!("{name}.cases.json"))).expect("cases");
     let cases: BTreeMap<String, Case> = serde_json::from_str(&cases).expect("cases");
-    let options = Options::on(Device::flex(), FloatDType::F32);
+    let options = Options::new(FloatDType::F32);
     let source = ModelSource::Folder(golden::dir().join(name));
-    let mut pipeline = Pipeline::open(&source, options, &mut ()).expect("a pipeline");
+    let mut pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ()).expect("a pipeline");
     for (key, case) in cases {
         let size = (case.width, case.height);
         let mut request = case.request();

@@ -1,6 +1,6 @@
 //! Many ranks, the same picture: whole pipelines on meshes of threads against one device.
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 use xdit_core::mesh::ParallelConfig;
 use xdit_models::pipeline::{Content, ModelSource, Options, Output, OutputType, Pipeline, Request};
 use xdit_testing::golden;
@@ -11,9 +11,9 @@ const RING: f64 = 1e-5;
 const ONE: ParallelConfig = ParallelConfig { data: 1, cfg: 1, pipefusion: 1, ring: 1, ulysses: 1, tensor: 1 };
 
 fn latents(name: &str, parallel: ParallelConfig, request: &Request) -> Vec<Vec<f32>> {
-    let options = Options { parallel, ..Options::on(Device::flex(), FloatDType::F32) };
+    let options = Options { parallel, ..Options::new(FloatDType::F32) };
     let source = if name == "built-in" { ModelSource::Builtin } else { ModelSource::Folder(golden::dir().join(name)) };
-    let mut pipeline = Pipeline::open(&source, options, &mut ()).expect("a pipeline");
+    let mut pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ()).expect("a pipeline");
     let outputs = pipeline.generate(request, &mut ()).unwrap_or_else(|e| panic!("{name} {parallel:?}: {e}"));
     // in the order asked for
     let order: Vec<_> = outputs.iter().map(|Output { prompt, image, .. }| (*prompt, *image)).collect();
@@ -134,9 +134,9 @@ fn the_built_in_model() {
 #[test]
 fn a_mesh_that_does_not_fit_is_refused() {
     let says = |name: &str, parallel: ParallelConfig, request: &Request| {
-        let options = Options { parallel, ..Options::on(Device::flex(), FloatDType::F32) };
+        let options = Options { parallel, ..Options::new(FloatDType::F32) };
         let source = ModelSource::Folder(golden::dir().join(name));
-        let mut pipeline = Pipeline::open(&source, options, &mut ()).expect("a pipeline");
+        let mut pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ()).expect("a pipeline");
         pipeline.generate(request, &mut ()).expect_err("a refusal").to_string()
     };
     assert_eq!(

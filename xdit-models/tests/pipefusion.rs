@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use xdit_core::checkpoint::Loader;
 use xdit_core::comm::even_sizes;
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates, TokenGrid};
-use xdit_core::engine::{Cfg, Denoise, SkipLayers};
+use xdit_core::engine::{self, Cfg, Denoise, Halt, SkipLayers};
 use xdit_core::folder::{PipelineFolder, Source};
 use xdit_core::mesh::{Mesh, ParallelConfig};
 use xdit_core::noise::TorchGenerator;
@@ -19,15 +19,16 @@ use xdit_models::dit::hunyuan_dit::HunyuanDit;
 use xdit_models::dit::pixart::PixArt;
 use xdit_models::dit::sd3::Sd3;
 use xdit_models::error::ModelError;
-use xdit_models::pipeline::ranks::{self, Denoised, Run, Setup, Stage};
+use xdit_models::pipeline::worker::Worker;
 use xdit_models::pipeline::{ModelSource, Options, OutputType, Pipeline, Request};
 use xdit_testing::golden::{self, Golden};
+use xdit_testing::mesh::on_ranks;
 use xdit_testing::oracle::{Displaced, displaced};
 
 /// Ring attention adds up the parts in another order.
 const RING: f64 = 1e-5;
 /// No number of patches but 7 divides the rows.
-const GRID: TokenGrid = TokenGrid { rows: 7, cols: 3 };
+const GRID: TokenGrid = TokenGrid::picture(7, 3);
 const N_STEPS: usize = 4;
 const ONE: ParallelConfig = ParallelConfig { data: 1, cfg: 1, pipefusion: 1, ring: 1, ulysses: 1, tensor: 1 };
 
@@ -163,32 +164,38 @@ fn on_mesh(
     guided: bool,
 ) -> (Vec<Vec<f32>>, Vec<u64>) {
     let cut = stages(&vec![1.0; case.whole.spec().n_blocks], parallel.pipefusion, split).expect("stages");
-    let stages: Vec<Stage> =
-        cut.into_iter().map(|blocks| Stage { dit: (case.read)(blocks.clone()), weight_bytes: 0, blocks }).collect();
-    let picture = |i: usize, denoise: &mut Run<'_>| {
-        let mut noise = noises(case, 3, grids[i]);
-        denoise(Denoise {
-            noise: noise(),
-            more_noise: &mut noise,
-            grid: grids[i],
-            size: [16 * grids[i].rows, 16 * grids[i].cols],
-            text: &case.texts[0],
-            guidance: case.guidance,
-            cfg: guided.then_some(Cfg {
-                negative: &case.texts[1],
-                scale: 3.0,
-                rescale: 0.0,
-                skip_layers: case.skip_layers.as_ref(),
-            }),
-        })
-    };
+    let stages: Vec<_> = cut.into_iter().map(|blocks| ((case.read)(blocks.clone()), blocks)).collect();
     let mesh = Mesh::new(parallel, parallel.world_size()).expect("a mesh");
-    let (device, n) = (Device::flex(), grids.len());
-    let Patches { n: n_patches, warmup_steps } = patches;
-    let setup = Setup { mesh: &mesh, device: &device, stages: &stages, n_patches, warmup_steps };
-    let Denoised { latents, kept_bytes } = ranks::denoise_all(setup, case.sampler.as_ref(), n, &picture, &mut ())
-        .unwrap_or_else(|e| panic!("{} {parallel:?} {patches:?}: {e}", case.name));
-    (latents.into_iter().map(values).collect(), kept_bytes)
+    let halts: Vec<_> = grids.iter().map(|_| Halt::default()).collect();
+    let drawn = on_ranks(mesh.world_size(), |world| {
+        let mut worker = Worker::new(&mesh, world).expect("a rank");
+        let mut mine = Vec::new();
+        for i in mesh.share(worker.replica, grids.len()) {
+            let (dit, blocks) = &stages[worker.stage];
+            let team = worker.team(&mesh, blocks.clone(), [patches.n, patches.warmup_steps], &halts[i]);
+            let request = Denoise {
+                noise: Box::new(noises(case, 3, grids[i])),
+                grid: grids[i],
+                size: [16 * grids[i].rows, 16 * grids[i].cols],
+                text: &case.texts[0],
+                guidance: case.guidance,
+                cfg: guided.then_some(Cfg {
+                    negative: &case.texts[1],
+                    scale: 3.0,
+                    rescale: 0.0,
+                    skip_layers: case.skip_layers.as_ref(),
+                }),
+            };
+            let latents = engine::denoise(dit.as_ref(), team, case.sampler.as_ref(), request, &mut ())
+                .unwrap_or_else(|e| panic!("{} {parallel:?} {patches:?}: {e}", case.name));
+            mine.push((i, values(latents)));
+        }
+        (mine, worker.attn.kept_bytes())
+    });
+    let (pictures, kept): (Vec<_>, Vec<_>) = drawn.into_iter().unzip();
+    let mut latents = vec![Vec::new(); grids.len()];
+    pictures.into_iter().flatten().for_each(|(i, picture)| latents[i] = picture);
+    (latents, kept)
 }
 
 #[track_caller]
@@ -325,7 +332,7 @@ fn warm_up_alone_is_one_device() {
 /// What one picture leaves behind another does not see, without warm-up either, nor after one of another size.
 #[test]
 fn pictures_do_not_see_each_other() {
-    let small = TokenGrid { rows: 4, cols: 2 };
+    let small = TokenGrid::picture(4, 2);
     for name in ["flux-dev", "pixart-alpha"] {
         let case = case(name);
         for warmup_steps in [0, 1] {
@@ -407,10 +414,10 @@ fn a_plan_says_what_ranks_will_hold() {
             let options = Options {
                 parallel,
                 pipefusion: PipeFusion { n_patches: Some(3), ..PipeFusion::default() },
-                ..Options::on(Device::flex(), FloatDType::F32)
+                ..Options::new(FloatDType::F32)
             };
             let source = ModelSource::Folder(golden::dir().join(name));
-            let mut pipeline = Pipeline::open(&source, options, &mut ()).expect("a pipeline");
+            let mut pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ()).expect("a pipeline");
             let request = Request {
                 negative_prompts: vec!["a blue dog".into()],
                 height: Some(112),

@@ -24,6 +24,8 @@ use crate::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 
 /// Every block of a transformer, however many there are.
 pub const ALL_BLOCKS: Range<usize> = 0..usize::MAX;
+/// Characters of a prompt that a message repeats.
+const LONGEST_QUOTE: usize = 60;
 
 /// The parts of an opened pipeline.
 pub struct Components {
@@ -99,8 +101,13 @@ impl Components {
         for text in texts {
             let encoded = tokenizer.encode(text, limit)?;
             if let Some(cut) = &encoded.cut {
-                observer
-                    .warn(&format!("{component} takes {limit} tokens; this part of the prompt was cut off: {cut:?}"));
+                let (start, more) = match cut.char_indices().nth(LONGEST_QUOTE) {
+                    Some((end, _)) => (&cut[..end], " and more"),
+                    None => (cut.as_str(), ""),
+                };
+                observer.warn(&format!(
+                    "{component} takes {limit} tokens; this part of the prompt was cut off: {start:?}{more}"
+                ));
             }
             all.push(encoded);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
-use xdit_core::engine::{self, Cfg, Denoise, EngineError, Halt, Reason, SkipLayers, Team};
+use xdit_core::engine::{self, Cfg, Denoise, EngineError, Halt, Reason, SkipLayers};
 use xdit_core::mesh::Mesh;
 use xdit_core::noise::TorchGenerator;
 use xdit_core::observer::{Observer, Phase};
@@ -45,9 +45,9 @@ pub struct Pictures {
     pub cfg_scale: f32,
     /// On top of it.
     pub skip_layers: Option<SkipLayers>,
-    /// See [`Team::n_patches`].
+    /// Patches that pipeline stages work on at once.
     pub n_patches: usize,
-    /// See [`Team::warmup_steps`].
+    /// Steps in which they work on the whole picture.
     pub warmup_steps: usize,
     /// Encoded.
     pub prompts: Vec<TextEmbeddings>,
@@ -153,17 +153,7 @@ impl Pictures {
         halt: &Halt,
         observer: &mut dyn Observer,
     ) -> Result<Tensor<3>, EngineError> {
-        let team = Team {
-            sequence: &*worker.sequence,
-            ulysses: self.mesh.config().ulysses,
-            cfg: &*worker.cfg,
-            stages: &*worker.stages,
-            blocks: stage.blocks.clone(),
-            n_patches: self.n_patches,
-            warmup_steps: self.warmup_steps,
-            attn: &mut *worker.attn,
-            halt,
-        };
+        let team = worker.team(&self.mesh, stage.blocks.clone(), [self.n_patches, self.warmup_steps], halt);
         let latents = engine::denoise(stage.dit.as_ref(), team, self.sampler.as_ref(), request, observer);
         if let Err(error) = &latents
             && !error.is_agreed()

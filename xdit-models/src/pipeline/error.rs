@@ -65,7 +65,7 @@ pub enum PipelineError {
     #[error("cancelled during {0}")]
     Cancelled(Phase),
     /// The picture overflowed.
-    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try --dtype bf16 or f32")]
+    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try bf16 or f32")]
     NotFinite {
         /// NaN and infinite values.
         n_bad: usize,
@@ -86,9 +86,6 @@ pub enum PipelineError {
         /// Its number among those of this process.
         rank: usize,
     },
-    /// Ranks that were not given.
-    #[error("the pipeline was opened without ranks, so that it can only plan")]
-    NoRanks,
 }
 
 impl PipelineError {

@@ -38,6 +38,9 @@ pub(super) struct Applied {
     pub(super) guided: bool,
 }
 
+/// Makes ranks, given the number of all of them.
+type Launch = dyn FnOnce(usize) -> Vec<Box<dyn Communicator>> + Send;
+
 /// An opened pipeline.
 pub struct Pipeline {
     pub(super) components: Arc<Components>,
@@ -47,6 +50,7 @@ pub struct Pipeline {
     binning: Option<Binning>,
     defaults: Defaults,
     pub(super) mesh: Mesh,
+    launch: Option<Box<Launch>>,
     workers: Workers,
     // read by the first request and kept for the next; by slot; ranks of one slot share them
     stages: Vec<(usize, usize, Arc<Stage>)>,
@@ -63,20 +67,18 @@ enum Weights {
 impl Pipeline {
     /// Reads the pipeline's configuration; the weights stay on disk until a request needs them.
     ///
-    /// - `ranks`: the ranks of this process, as `xdit_comm::local::world` makes them for one that has all of them; without
-    ///   any, the pipeline can plan but not draw
+    /// - `launch`: makes the ranks of this process, such as `xdit_comm::local::world`; called with the number of all ranks
+    ///   when the first request is known to fit. They live as long as the pipeline.
     ///
     /// # Errors
-    /// A hub that does not answer; a folder that is no pipeline, or of a class that is not built; another number of ranks
-    /// than the degrees need.
+    /// A hub that does not answer; a folder that is no pipeline, or of a class that is not built; degrees that cannot be.
     pub fn open(
         source: &ModelSource,
         options: Options,
-        ranks: Vec<Box<dyn Communicator>>,
+        launch: impl FnOnce(usize) -> Vec<Box<dyn Communicator>> + Send + 'static,
         observer: &mut dyn Observer,
     ) -> Result<Self, PipelineError> {
-        let world_size = ranks.first().map_or(options.parallel.world_size(), |rank| rank.size());
-        let mesh = Mesh::new(options.parallel, world_size)?;
+        let mesh = Mesh::new(options.parallel, options.parallel.world_size())?;
         let source = match source {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
@@ -104,7 +106,8 @@ impl Pipeline {
             defaults: own.or(architecture.defaults(&components)?),
             components,
             architecture,
-            workers: Workers::launch(&mesh, ranks),
+            launch: Some(Box::new(launch)),
+            workers: Workers::default(),
             mesh,
             stages: Vec::new(),
             vaes: Vec::new(),
@@ -163,9 +166,7 @@ impl Pipeline {
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let blocks = self.blocks()?;
         let n_patches = self.n_patches(&settings, &guidance)?;
-        if self.workers.ranks().is_empty() {
-            return Err(PipelineError::NoRanks);
-        }
+        self.launch()?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
         self.read_stages(blocks, observer)?;
         if request.output == OutputType::Picture {
@@ -189,6 +190,16 @@ impl Pipeline {
             settings,
         };
         self.draw(pictures, observer, each)
+    }
+
+    /// Starts the ranks, if that has not been done.
+    fn launch(&mut self) -> Result<(), PipelineError> {
+        let Some(launch) = self.launch.take() else { return Ok(()) };
+        let ranks = launch(self.mesh.world_size());
+        // a launcher's ranks must be as many as the degrees need
+        Mesh::new(*self.mesh.config(), ranks.first().map_or(0, |rank| rank.size()))?;
+        self.workers = Workers::launch(&self.mesh, ranks);
+        Ok(())
     }
 
     fn draw(
@@ -376,7 +387,7 @@ impl Pipeline {
         {
             observer.warn(&format!(
                 "drawn at {height}x{width} (height x width), the nearest size that the model was trained on; \
-                 --no-resolution-binning draws at the size asked for"
+                 without resolution binning it is drawn at the size asked for"
             ));
         }
     }

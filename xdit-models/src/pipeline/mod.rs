@@ -11,6 +11,7 @@ pub mod geometry;
 pub mod options;
 pub mod registry;
 pub mod request;
+pub mod worker;
 
 pub mod flux;
 pub mod hunyuan_dit;
@@ -21,7 +22,6 @@ mod draw;
 mod generate;
 mod memory;
 mod plan;
-mod worker;
 mod workers;
 
 pub use self::error::PipelineError;

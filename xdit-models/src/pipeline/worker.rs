@@ -1,8 +1,11 @@
 //! A rank: its communicators and its device.
 
+use std::ops::Range;
+
 use burn::tensor::Device;
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::Attention;
+use xdit_core::engine::{Halt, Team};
 use xdit_core::mesh::{Axis, Mesh};
 
 /// One rank, on a thread of its own, for as long as the pipeline lives. Whoever drops it leaves the world.
@@ -44,6 +47,29 @@ impl Worker {
             stages: group(&[Axis::Pipefusion])?,
             world,
         })
+    }
+
+    /// Its share in a picture.
+    ///
+    /// - `n_patches`, `warmup_steps`: see [`Team`]
+    pub fn team<'a>(
+        &'a mut self,
+        mesh: &Mesh,
+        blocks: Range<usize>,
+        [n_patches, warmup_steps]: [usize; 2],
+        halt: &'a Halt,
+    ) -> Team<'a> {
+        Team {
+            sequence: &*self.sequence,
+            ulysses: mesh.config().ulysses,
+            cfg: &*self.cfg,
+            stages: &*self.stages,
+            blocks,
+            n_patches,
+            warmup_steps,
+            attn: &mut *self.attn,
+            halt,
+        }
     }
 
     /// Whether this one decodes the replica's pictures and hands them over: all its ranks have the latents.

@@ -17,6 +17,7 @@ use crate::pipeline::worker::Worker;
 type Job = Box<dyn FnOnce(&mut Result<Worker, CommError>) + Send>;
 
 /// The ranks of this process. Dropping them ends their threads.
+#[derive(Default)]
 pub struct Workers(Vec<Thread>);
 
 struct Thread {
