@@ -8,7 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use xdit_core::checkpoint::{Loader, Weights};
-use xdit_models::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig, Tiling};
+use xdit_models::vae::Vae;
+use xdit_models::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_models::vae::tiles::Tiling;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

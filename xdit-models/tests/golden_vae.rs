@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, FloatDType, Tensor};
 use xdit_core::checkpoint::Loader;
 use xdit_core::folder::{PipelineFolder, Source};
-use xdit_models::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig, Cancelled, Tiling};
+use xdit_models::vae::Vae;
+use xdit_models::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_models::vae::tiles::{Cancelled, Tiling};
 use xdit_testing::golden::{self, Golden, assert_rel_l2, rel_l2};
 
 /// f32 on both sides; ours has the larger rounding of fast convolutions.

@@ -20,6 +20,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::options::Options;
 use crate::text::t5::{T5Config, T5Encoder};
 use crate::text::tokenizer::{Encoded, Tokenizer};
+use crate::vae::Vae;
 use crate::vae::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 
 /// Every block of a transformer, however many there are.
@@ -217,9 +218,10 @@ impl Components {
     ///
     /// # Errors
     /// Files or tensors that are missing or do not fit.
-    pub fn vae(&self, device: &Device, observer: &mut dyn Observer) -> Result<AutoencoderKl, PipelineError> {
+    pub fn vae(&self, device: &Device, observer: &mut dyn Observer) -> Result<Box<dyn Vae>, PipelineError> {
         let config = self.config("vae")?;
-        self.load("vae", device, AutoencoderKl::UNUSED, observer, |loader| AutoencoderKl::load(loader, &config))
+        let load = |loader: &Loader<'_>| AutoencoderKl::load(loader, &config);
+        Ok(Box::new(self.load("vae", device, AutoencoderKl::UNUSED, observer, load)?))
     }
 
     /// Reads `component`, a T5 encoder, and encodes texts one after the other.

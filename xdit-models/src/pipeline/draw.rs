@@ -17,7 +17,7 @@ use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::{Content, OutputType, Settings};
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::Desk;
-use crate::vae::autoencoder_kl::AutoencoderKl;
+use crate::vae::Vae;
 
 /// A pipeline stage: the transformer with its blocks alone, on a device.
 pub struct Stage {
@@ -77,7 +77,7 @@ impl Pictures {
         &self,
         worker: &mut Worker,
         stage: &Stage,
-        vae: Option<&AutoencoderKl>,
+        vae: Option<&dyn Vae>,
         desk: &mut Desk<Product>,
     ) -> Result<(), PipelineError> {
         let device = worker.device().clone();
@@ -167,7 +167,7 @@ impl Pictures {
     fn content(
         &self,
         latents: Tensor<3>,
-        vae: Option<&AutoencoderKl>,
+        vae: Option<&dyn Vae>,
         worker: &Worker,
         desk: &mut Desk<Product>,
     ) -> Result<Content, PipelineError> {

@@ -25,7 +25,7 @@ use crate::pipeline::registry;
 use crate::pipeline::request::{Defaults, Output, OutputType, Request, RequestError, Settings};
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
-use crate::vae::autoencoder_kl::AutoencoderKl;
+use crate::vae::Vae;
 use crate::{builtin, hub};
 
 /// A request's guidance, as the engine takes it.
@@ -54,14 +54,14 @@ pub struct Pipeline {
     workers: Workers,
     // read by the first request and kept for the next; by slot; ranks of one slot share them
     stages: Vec<(usize, usize, Arc<Stage>)>,
-    vaes: Vec<(usize, Arc<AutoencoderKl>)>,
+    vaes: Vec<(usize, Arc<dyn Vae>)>,
     ranks: Vec<RankMemory>,
 }
 
 /// What a rank has read.
 enum Weights {
     Stage(usize, Stage),
-    Vae(AutoencoderKl),
+    Vae(Box<dyn Vae>),
 }
 
 impl Pipeline {
@@ -332,7 +332,7 @@ impl Pipeline {
         })?;
         for (slot, weights) in read {
             if let Weights::Vae(vae) = weights {
-                self.vaes.push((slot, Arc::new(vae)));
+                self.vaes.push((slot, Arc::from(vae)));
             }
         }
         Ok(())

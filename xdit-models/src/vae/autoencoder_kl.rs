@@ -1,19 +1,18 @@
-//! `AutoencoderKL`: latents to pictures, for Stable Diffusion and FLUX. Only the decoder is here.
+//! `AutoencoderKL`: latents to pictures, for Stable Diffusion and FLUX.
 //!
 //! Mirrors `src/diffusers/models/autoencoders/autoencoder_kl.py` and `Decoder` in `vae.py`.
 
-use std::ops::{ControlFlow, Range};
-
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
-use xdit_core::observer::{Observer, Phase};
 use xdit_core::ops::{
     Conv2d, GroupNorm, Linear, attention, merge_heads, pixels_to_tokens, split_heads, to_dtype, tokens_to_pixels,
     upsample_nearest_2x,
 };
 
 use crate::error::ModelError;
+use crate::vae::tiles::{Tiles, Tiling};
+use crate::vae::{Factors, Vae};
 
 /// `vae/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -111,30 +110,6 @@ impl AutoencoderKlConfig {
     }
 }
 
-/// Whether a picture is decoded in overlapping tiles that are blended, which bounds the memory it takes. The tiles do
-/// not see each other: the picture differs a little from the one decoded as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Tiling {
-    /// As a whole.
-    #[default]
-    Off,
-    /// In tiles of the configuration's `sample_size` that overlap by a quarter, if it is larger than one, as after
-    /// upstream's `enable_tiling()`.
-    On,
-    /// In tiles of another size, if it is larger than one.
-    Tiles {
-        /// Side of a tile in pixels.
-        sample_min_size: usize,
-        /// Part of a tile that it shares with the next, at least 0 and less than 1.
-        overlap_factor: f64,
-    },
-}
-
-/// The caller's callback asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("decoding was cancelled")]
-pub struct Cancelled;
-
 /// The decoder with its weights on a device.
 #[derive(Debug)]
 pub struct AutoencoderKl {
@@ -166,76 +141,6 @@ impl AutoencoderKl {
         })
     }
 
-    /// The transformer's latents as the decoder wants them, `latents / scaling_factor + shift_factor`.
-    pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
-    }
-
-    /// Decodes latents that have been through [`unscale`](Self::unscale) to pictures, nominally in -1..=1 but not
-    /// clamped: `[batch, latent_channels, height, width] -> [batch, out_channels, height, width]`, larger by
-    /// [`AutoencoderKlConfig::scale`]. After each tile, `progress` is told how many are done and how many there are.
-    ///
-    /// # Errors
-    /// `progress` breaks.
-    pub fn decode(
-        &self,
-        latents: Tensor<4>,
-        tiling: Tiling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Tensor<4>, Cancelled> {
-        let latents = to_dtype(latents, self.dtype);
-        let Some(tiles) = Tiles::new(&self.config, tiling, &latents) else {
-            let picture = self.decode_each(latents, |_, _| {});
-            return if progress(1, 1).is_break() { Err(Cancelled) } else { Ok(picture) };
-        };
-        let (mut done, total) = (0, tiles.rows.len() * tiles.cols.len());
-        let mut above: Vec<Tensor<4>> = Vec::new();
-        let mut pictures = Vec::new();
-        for rows in &tiles.rows {
-            let mut row: Vec<Tensor<4>> = Vec::new();
-            for (j, cols) in tiles.cols.iter().enumerate() {
-                let tile = latents.clone().narrow(2, rows.start, rows.len()).narrow(3, cols.start, cols.len());
-                let mut tile = self.decode_each(tile, |_, _| {});
-                // a neighbour has been blended with its own neighbours before
-                if let Some(above) = above.get(j) {
-                    tile = blend(above, tile, 2, tiles.blend);
-                }
-                if let Some(left) = row.last() {
-                    tile = blend(left, tile, 3, tiles.blend);
-                }
-                row.push(tile);
-                done += 1;
-                if progress(done, total).is_break() {
-                    return Err(Cancelled);
-                }
-            }
-            let kept = row.iter().map(|tile| {
-                let [_, _, h, w] = tile.dims();
-                tile.clone().narrow(2, 0, h.min(tiles.keep)).narrow(3, 0, w.min(tiles.keep))
-            });
-            pictures.push(Tensor::cat(kept.collect(), 3));
-            above = row;
-        }
-        Ok(Tensor::cat(pictures, 2))
-    }
-
-    /// [`unscale`](Self::unscale) and [`decode`](Self::decode) for an observer. Pictures of more than four million
-    /// pixels are decoded in tiles.
-    ///
-    /// # Errors
-    /// The observer breaks.
-    pub fn decode_observed(&self, latents: Tensor<4>, observer: &mut dyn Observer) -> Result<Tensor<4>, Cancelled> {
-        let [_, _, height, width] = latents.dims();
-        let is_large = height * width * self.config.scale() * self.config.scale() > 2048 * 2048;
-        let tiling = if is_large { Tiling::On } else { Tiling::Off };
-        let n_tiles = Tiles::new(&self.config, tiling, &latents).map_or(1, |t| t.rows.len() * t.cols.len());
-        observer.begin(Phase::Decode, "vae", n_tiles as u64);
-        let mut progress = |done, _| observer.advance(Phase::Decode, done as u64);
-        let picture = self.decode(self.unscale(latents), tiling, &mut progress)?;
-        observer.end(Phase::Decode);
-        Ok(picture)
-    }
-
     /// Decodes as a whole; `see` is shown what comes out of `conv_in`, `mid_block`, `up_blocks.0` and so on.
     pub fn decode_each(&self, latents: Tensor<4>, see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
         let latents = to_dtype(latents, self.dtype);
@@ -244,6 +149,26 @@ impl AutoencoderKl {
             None => latents,
         };
         self.decoder.forward(latents, see)
+    }
+}
+
+impl Vae for AutoencoderKl {
+    fn factors(&self) -> Factors {
+        let side = self.config.scale();
+        Factors { frames: 1, height: side, width: side }
+    }
+
+    /// `latents / scaling_factor + shift_factor`
+    fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
+        latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
+    }
+
+    fn tiles(&self, tiling: Tiling, latent_size: [usize; 2]) -> Option<Tiles> {
+        Tiles::new(tiling, self.config.sample_size, self.config.scale(), latent_size)
+    }
+
+    fn decode_whole(&self, latents: Tensor<4>) -> Tensor<4> {
+        self.decode_each(latents, |_, _| {})
     }
 }
 
@@ -416,57 +341,6 @@ impl MidAttention {
         let head = |proj: &Linear| split_heads(proj.forward(y.clone()), 1);
         let y = attention(head(&self.to_q), head(&self.to_k), head(&self.to_v), None, (c as f64).powf(-0.5)).out;
         tokens_to_pixels(pixels_to_tokens(x) + self.to_out.forward(merge_heads(y)), height, width)
-    }
-}
-
-/// How a picture is cut.
-struct Tiles {
-    /// In latent pixels; the last ones may be shorter.
-    rows: Vec<Range<usize>>,
-    cols: Vec<Range<usize>>,
-    /// Pixels over which a tile fades into the next.
-    blend: usize,
-    /// Pixels of a side that are kept of a tile.
-    keep: usize,
-}
-
-impl Tiles {
-    /// `None` if the picture is decoded as a whole.
-    fn new(config: &AutoencoderKlConfig, tiling: Tiling, latents: &Tensor<4>) -> Option<Self> {
-        let (size, overlap) = match tiling {
-            Tiling::Off => return None,
-            Tiling::On => (config.sample_size, 0.25),
-            Tiling::Tiles { sample_min_size, overlap_factor } => (sample_min_size, overlap_factor),
-        };
-        let [_, _, height, width] = latents.dims();
-        let latent_size = (size / config.scale()).max(1);
-        if height <= latent_size && width <= latent_size {
-            return None;
-        }
-        // rounded down as upstream does
-        let step = ((latent_size as f64 * (1.0 - overlap)) as usize).max(1);
-        let blend = (size as f64 * overlap) as usize;
-        let cut = |n: usize| (0..n).step_by(step).map(|from| from..n.min(from + latent_size)).collect();
-        Some(Self { rows: cut(height), cols: cut(width), blend, keep: size - blend })
-    }
-}
-
-/// `blend_v` and `blend_h`: the first `extent` of `tile` along `dim` fade in from the last of the tile `before`.
-fn blend(before: &Tensor<4>, tile: Tensor<4>, dim: usize, extent: usize) -> Tensor<4> {
-    let (n_before, n) = (before.dims()[dim], tile.dims()[dim]);
-    let extent = extent.min(n_before).min(n);
-    if extent == 0 {
-        return tile;
-    }
-    let mut dims = [1; 4];
-    dims[dim] = extent;
-    let ramp: Vec<f32> = (0..extent).map(|i| i as f32 / extent as f32).collect();
-    let ramp = Tensor::from_data(TensorData::new(ramp, dims), (&tile.device(), tile.dtype()));
-    let from = before.clone().narrow(dim, n_before - extent, extent);
-    let mixed = from.clone() + (tile.clone().narrow(dim, 0, extent) - from) * ramp;
-    match n - extent {
-        0 => mixed,
-        rest => Tensor::cat(vec![mixed, tile.narrow(dim, extent, rest)], dim),
     }
 }
 
