@@ -316,7 +316,7 @@ fn mistakes_in_the_folder() {
         b[at..].copy_from_slice(&f32::NAN.to_le_bytes());
         b
     };
-    spoil(weights, &nan, &["non-finite", "2 steps"]);
+    spoil(weights, &nan, &["non-finite", "of 2"]);
     spoil("vae/config.json", &|_| b"{".to_vec(), &["vae/config.json"]);
     let replace = |from: &'static str, to: &'static str| {
         move |b: Vec<u8>| String::from_utf8(b).expect("text").replace(from, to).into_bytes()

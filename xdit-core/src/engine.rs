@@ -38,9 +38,11 @@ pub enum EngineError {
         /// Steps that were asked for.
         n_steps: usize,
     },
-    /// The arithmetic overflowed, as half precision does where a checkpoint was not made for it.
-    #[error("latents hold {n_bad} non-finite values of {n} after step {step} of {n_steps}")]
+    /// Values that are no numbers any more.
+    #[error("latents hold {n_bad} non-finite values of {n} after step {step} of {n_steps}; {}", suspect(*dtype))]
     NotFinite {
+        /// What the model computes in.
+        dtype: DType,
         /// NaN and infinite values, among those of one rank.
         n_bad: usize,
         /// Values that it holds.
@@ -59,6 +61,15 @@ impl EngineError {
     /// Whether all ranks of the picture end with it at the same step, and their communicators stay good.
     pub fn is_agreed(&self) -> bool {
         matches!(self, Self::Cancelled { .. } | Self::NotFinite { .. })
+    }
+}
+
+/// What to look at where values are no numbers any more.
+pub fn suspect(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "f16 ends at 65504 and overflows where a checkpoint was not made for it: use bf16 or f32",
+        DType::BF16 => "a value in the weights may be non-finite, or rounding to bf16 too coarse: compare with f32",
+        _ => "f32 hardly overflows: a value in the weights may be non-finite, or they belong to another configuration",
     }
 }
 
@@ -147,19 +158,21 @@ pub fn denoise<'t>(
     }
     if halt.is_short_of(n_steps) {
         run.mail.finish()?;
-        return Err(halted(halt, n_steps));
+        return Err(halted(halt, dit.dtype(), n_steps));
     }
     let latents = run.finish(stages)?;
     if halt.reason().is_some() {
-        return Err(halted(halt, n_steps));
+        return Err(halted(halt, dit.dtype(), n_steps));
     }
     observer.end(Phase::Denoise);
     Ok(latents)
 }
 
-fn halted(halt: &Halt, n_steps: usize) -> EngineError {
+fn halted(halt: &Halt, dtype: DType, n_steps: usize) -> EngineError {
     match halt.reason() {
-        Some((Reason::NotFinite { step, n_bad, n }, _)) => EngineError::NotFinite { n_bad, n, step: step + 1, n_steps },
+        Some((Reason::NotFinite { step, n_bad, n }, _)) => {
+            EngineError::NotFinite { dtype, n_bad, n, step: step + 1, n_steps }
+        }
         Some((Reason::Cancelled, done)) => EngineError::Cancelled { step: done, n_steps },
         None => EngineError::Cancelled { step: 0, n_steps },
     }

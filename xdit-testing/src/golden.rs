@@ -2,7 +2,7 @@
 //!
 //! They lie in `golden/` with the scripts that made them and a README that explains the keys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
@@ -142,6 +142,34 @@ pub fn with_blocks(weights: &Weights, order: &[usize]) -> Weights {
     let file = safetensors::serialize(tensors, None).expect("tensors that fit");
     Weights::from_static(weights.component(), &[("more blocks".into(), file.leak())])
         .expect("a file that was just made")
+}
+
+/// Copies the folder `name` into `to`.
+pub fn copy(name: &str, to: &Path) {
+    copy_dir(&dir().join(name), to).expect("a copy of a folder");
+}
+
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_dir(&entry.path(), &to)?,
+            false => std::fs::write(&to, std::fs::read(entry.path())?)?,
+        }
+    }
+    Ok(())
+}
+
+/// Puts `value` in the place of the first element of an f32 tensor of `component` in `folder`.
+pub fn spoil(folder: &Path, component: &str, tensor: &str, value: f32) {
+    let file = folder.join(component).join("diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("a file of weights");
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).expect("a header");
+    let at = 8 + header + metadata.info(tensor).expect("the tensor").data_offsets.0;
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(&file, bytes).expect("written weights");
 }
 
 /// `|got - want| / |want|` over all elements; infinite where an element of `got` is no number.

@@ -192,10 +192,11 @@ impl Pictures {
 
     /// - `picture`: `[1, 3, height, width]`, nominally in -1..=1
     fn picture(&self, picture: Tensor<4>) -> Result<Content, PipelineError> {
+        let dtype = picture.dtype();
         let values = read(picture.permute([0, 2, 3, 1]), "the picture")?;
         let n_bad = values.iter().filter(|x| !x.is_finite()).count();
         if n_bad > 0 {
-            return Err(PipelineError::NotFinite { n_bad, n: values.len() });
+            return Err(PipelineError::NotFinite { dtype, n_bad, n: values.len() });
         }
         let (height, width) = (self.settings.height, self.settings.width);
         let values = binning::resize_and_crop(values, self.settings.drawn, [height, width]);

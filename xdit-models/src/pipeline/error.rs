@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::comm::CommError;
-use xdit_core::engine::EngineError;
+use xdit_core::engine::{EngineError, suspect};
 use xdit_core::mesh::PlanError;
 use xdit_core::observer::Phase;
 use xdit_core::sampler::SamplerError;
@@ -65,8 +66,10 @@ pub enum PipelineError {
     #[error("cancelled during {0}")]
     Cancelled(Phase),
     /// The picture overflowed.
-    #[error("the decoded picture holds {n_bad} non-finite values of {n}; try bf16 or f32")]
+    #[error("the decoded picture holds {n_bad} non-finite values of {n}; {}", suspect(*dtype))]
     NotFinite {
+        /// What the decoder computes in.
+        dtype: DType,
         /// NaN and infinite values.
         n_bad: usize,
         /// Values in all.
