@@ -49,6 +49,7 @@ pub struct Pipeline {
     pub(super) spec: DitSpec,
     binning: Option<Binning>,
     defaults: Defaults,
+    is_builtin: bool,
     pub(super) mesh: Mesh,
     launch: Option<Box<Launch>>,
     workers: Workers,
@@ -79,6 +80,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Self, PipelineError> {
         let mesh = Mesh::new(options.parallel, options.parallel.world_size())?;
+        let is_builtin = *source == ModelSource::Builtin;
         let source = match source {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
@@ -106,6 +108,7 @@ impl Pipeline {
             defaults: own.or(architecture.defaults(&components)?),
             components,
             architecture,
+            is_builtin,
             launch: Some(Box::new(launch)),
             workers: Workers::default(),
             mesh,
@@ -162,6 +165,7 @@ impl Pipeline {
         let guidance = self.guidance(request, &settings, observer);
         let [height, width] = settings.drawn;
         self.tell_other_size(request, &settings, observer);
+        self.tell_unknown(request, &settings, observer);
         let n_tokens = self.geometry.grid(height, width).n_tokens();
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let blocks = self.blocks()?;
@@ -377,6 +381,23 @@ impl Pipeline {
             observer.warn(&format!("the negative prompt has no effect with {name} {scale}; give one above 1"));
         }
         Applied { told, scale, guided }
+    }
+
+    /// What the built-in model was not trained on.
+    fn tell_unknown(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) {
+        if !self.is_builtin {
+            return;
+        }
+        let side = builtin::SIDE;
+        if settings.drawn != [side, side] {
+            let [height, width] = settings.drawn;
+            observer.warn(&format!(
+                "the built-in model was trained at {side}x{side} and draws worse at {height}x{width} (height x width)"
+            ));
+        }
+        let mut beyond: Vec<_> = request.prompts.iter().filter_map(|prompt| builtin::beyond(prompt)).collect();
+        beyond.dedup();
+        beyond.iter().for_each(|line| observer.warn(line));
     }
 
     fn tell_other_size(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) {
