@@ -63,11 +63,6 @@ fn ring_tokens(shares: &Shares, size: usize, with_txt: bool, patches: Range<usiz
     (0..size).map(|ring| shares.group(ring).map(of_rank).sum()).collect()
 }
 
-/// What a softmax's scores are scaled with.
-fn scale(head_dim: usize) -> f64 {
-    (head_dim as f64).powf(-0.5)
-}
-
 /// The strategy of a rank in these groups: [`Ulysses`] around [`Ring`], without what a group of one has no use for.
 pub fn usp(ulysses: Box<dyn Communicator>, ring: Box<dyn Communicator>) -> Box<dyn Attention> {
     match (ulysses.size(), ring.size()) {

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Attention, Qkv, Site};
+use xdit_core::dit::{Attention, Qkv, Site, attention_scale};
 use xdit_core::ops;
 
-use crate::{Attend, scale};
+use crate::Attend;
 
 /// Attention over the tokens at hand, which are all there are.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,7 +13,7 @@ pub struct Local;
 
 impl Attention for Local {
     fn joint(&mut self, _site: Site, x: Qkv, _n_txt: usize) -> Result<Tensor<4>, CommError> {
-        let scale = scale(x.q.dims()[3]);
+        let scale = attention_scale(x.q.dims()[3]);
         Ok(ops::attention(x.q, x.k, x.v, None, scale).out)
     }
 }
@@ -22,6 +22,6 @@ impl Attend for Local {
     fn attend(&self, q: Tensor<4>, kv: Tensor<4>, _n_keys: &[usize]) -> Result<Tensor<4>, CommError> {
         let [b, _, _, d] = q.dims();
         let half = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
-        Ok(ops::attention(q, half(0), half(1), None, scale(d)).out)
+        Ok(ops::attention(q, half(0), half(1), None, attention_scale(d)).out)
     }
 }

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use xdit_core::comm::{CommError, Communicator, Stats};
-use xdit_core::dit::{Attention, Pass, Qkv, Site};
+use xdit_core::dit::{Attention, Pass, Qkv, Site, attention_scale};
 use xdit_core::ops::{self, Attended};
 
-use crate::{Attend, keys_and_values, ring_tokens, scale};
+use crate::{Attend, keys_and_values, ring_tokens};
 
 /// Each rank attends to its own keys while the next rank's come in; the parts are merged by their log-sum-exp in f32.
 ///
@@ -39,7 +39,7 @@ impl Attend for Ring {
             let rows = n_keys[(rank + n - step % n - 1) % n];
             let next = (step + 1 < n).then(|| self.comm.rotate(kv.clone(), [b2, rows, heads, d])).transpose()?;
             let half = |i: usize| kv.clone().narrow(0, i * b, b).swap_dims(1, 2);
-            let part = ops::attention(q.clone(), half(0), half(1), None, scale(d));
+            let part = ops::attention(q.clone(), half(0), half(1), None, attention_scale(d));
             merged = Some(match merged {
                 None => part,
                 Some(before) => ops::merge_attended(before, part),

@@ -1,9 +1,12 @@
 //! Strategies on a mesh of threads against one device, and what they send against the formulas of `docs/parallel.md`.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use xdit_attn::{Local, Ring, Ulysses, usp};
 use xdit_core::comm::{Communicator, even_sizes};
-use xdit_core::dit::{Attention, Qkv, Site};
+use xdit_core::dit::{Attention, Pass, Qkv, Site, parted};
+use xdit_core::layout::{Shares, TokenGrid, TokenLayout};
 use xdit_core::noise::TorchGenerator;
 use xdit_testing::golden::rel_l2;
 use xdit_testing::mesh::on_ranks;
@@ -33,6 +36,12 @@ fn band(x: &Qkv, rank: usize, size: usize) -> Qkv {
     Qkv { q: cut(&x.q), k: cut(&x.k), v: cut(&x.v) }
 }
 
+/// The whole picture's first pass: `n_img` tokens in one patch.
+fn pass(n_txt: usize, n_img: usize, size: usize, ulysses: usize) -> Pass {
+    let layout = TokenLayout::new(TokenGrid::picture(1, n_img), 1);
+    Pass { step: 0, prompt: 0, patch: None, shares: Arc::new(Shares::new(&layout, n_txt, size, ulysses)) }
+}
+
 /// A strategy on its group, and what the communicators were used for.
 fn strategy(comm: &dyn Communicator, ulysses: usize) -> (Box<dyn Attention>, Box<dyn Communicator>) {
     let rank = comm.rank();
@@ -45,16 +54,19 @@ fn strategy(comm: &dyn Communicator, ulysses: usize) -> (Box<dyn Attention>, Box
 fn check(ulysses: usize, ring: usize, n_heads: usize, n_txt: usize, n_img: usize) {
     let size = ulysses * ring;
     let (txt, img) = (qkv(1, n_heads, n_txt), qkv(11, n_heads, n_img));
-    let (of_txt, of_img) = Local.joint(SITE, Some(txt.clone()), img.clone()).expect("one device");
+    let whole = Qkv::joined(Some(txt.clone()), img.clone()).0;
+    let (of_txt, of_img) = parted(Local.joint(SITE, whole, n_txt).expect("one device"), n_txt);
     let of_txt = of_txt.expect("a text");
     let own = Local.self_attn(SITE, img.clone()).expect("one device");
     let parts = on_ranks(size, |comm| {
         let (mut attn, all) = strategy(&*comm, ulysses);
         let (my_txt, my_img) = (band(&txt, comm.rank(), size), band(&img, comm.rank(), size));
-        let (t, i) = attn.joint(SITE, Some(my_txt), my_img.clone()).expect("joint");
+        attn.begin(&pass(n_txt, n_img, size, ulysses));
+        let (mine, my_n_txt) = Qkv::joined(Some(my_txt), my_img.clone());
+        let (t, i) = parted(attn.joint(SITE, mine, my_n_txt).expect("joint"), my_n_txt);
         let s = attn.self_attn(SITE, my_img).expect("self");
-        let whole = |x: Tensor<4>| all.all_gather(x, 2).expect("gather");
-        [whole(t.expect("a text")), whole(i), whole(s)]
+        let whole = |x: Tensor<4>, n: usize| all.all_gather(x, 2, &even_sizes(n, size)).expect("gather");
+        [whole(t.expect("a text"), n_txt), whole(i, n_img), whole(s, n_img)]
     });
     for [t, i, s] in parts {
         for (got, want) in [(t, &of_txt), (i, &of_img), (s, &own)] {
@@ -89,6 +101,7 @@ fn bytes_are_the_formulas() {
         let (others, share) = (size as u64 - 1, all / size as u64);
         let sent = on_ranks(size, |comm| {
             let mut attn = Ulysses::new(comm.split(0, comm.rank()).expect("a group"), Local);
+            attn.begin(&pass(0, N, size, size));
             attn.self_attn(SITE, band(&x, comm.rank(), size)).expect("one call");
             attn.stats().total()
         });
@@ -98,6 +111,7 @@ fn bytes_are_the_formulas() {
         }
         let sent = on_ranks(size, |comm| {
             let mut attn = Ring::new(comm.split(0, comm.rank()).expect("a group"));
+            attn.begin(&pass(0, N, size, 1));
             attn.self_attn(SITE, band(&x, comm.rank(), size)).expect("one call");
             attn.stats().total()
         });

@@ -4,6 +4,7 @@
 //! no element is copied unless ranks have different devices. All that threads wait for is in that table, behind one
 //! lock and one condition variable, and the first failure is recorded there: so whoever waits learns of it at once.
 
+mod clock;
 mod rank;
 mod shared;
 mod state;

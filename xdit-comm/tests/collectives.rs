@@ -22,7 +22,16 @@ fn n_tokens(rank: usize) -> usize {
 }
 
 fn tokens(rank: usize) -> Tensor<4> {
-    noise([2, 9, n_tokens(rank), 3], rank as u64)
+    noise(shape(rank), rank as u64)
+}
+
+fn sizes(size: usize) -> Vec<usize> {
+    (0..size).map(n_tokens).collect()
+}
+
+/// Of `tokens`.
+fn shape(rank: usize) -> [usize; 4] {
+    [2, 9, n_tokens(rank), 3]
 }
 
 fn all_tokens(size: usize) -> Tensor<4> {
@@ -50,11 +59,11 @@ fn host(x: Tensor<4>) -> (Vec<usize>, Vec<f32>) {
 #[test]
 fn all_to_all_trades_heads_for_tokens_and_back() {
     for n in SIZES {
-        let inside = on_ranks(n, |comm| comm.all_to_all(tokens(comm.rank()), 1, 2).unwrap());
+        let (heads, sizes) = (even_sizes(9, n), sizes(n));
+        let inside = on_ranks(n, |comm| comm.all_to_all(tokens(comm.rank()), [1, 2], &heads, &sizes).unwrap());
         // nine heads do not divide by most sizes
-        check(inside.clone(), |rank| part(all_tokens(n), 1, &even_sizes(9, n), rank));
-        let sizes: Vec<_> = (0..n).map(n_tokens).collect();
-        let outside = on_ranks(n, |comm| comm.all_to_all_sized(inside[comm.rank()].clone(), 2, &sizes, 1).unwrap());
+        check(inside.clone(), |rank| part(all_tokens(n), 1, &heads, rank));
+        let outside = on_ranks(n, |comm| comm.all_to_all(inside[comm.rank()].clone(), [2, 1], &sizes, &heads).unwrap());
         check(outside, tokens);
     }
 }
@@ -66,7 +75,8 @@ fn all_to_all_along_one_dimension_takes_any_sizes() {
         let whole = |rank: usize| noise([sizes(rank).iter().sum::<usize>(), 2], rank as u64);
         let found = on_ranks(n, |comm| {
             let rank = comm.rank();
-            comm.all_to_all_sized(whole(rank), 0, &sizes(rank), 0).unwrap()
+            let from: Vec<_> = (0..n).map(|from| sizes(from)[rank]).collect();
+            comm.all_to_all(whole(rank), [0, 0], &sizes(rank), &from).unwrap()
         });
         for (rank, found) in found.into_iter().enumerate() {
             let expected: Vec<f32> = (0..n)
@@ -82,17 +92,42 @@ fn all_to_all_along_one_dimension_takes_any_sizes() {
 }
 
 #[test]
+fn trade_gives_every_rank_its_part() {
+    for n in SIZES {
+        let found = on_ranks(n, |comm| {
+            let rank = comm.rank();
+            let parts = (0..n).map(|to| noise([to, 3, rank + 1], (rank * n + to) as u64)).collect();
+            let shapes: Vec<_> = (0..n).map(|from| [rank, 3, from + 1]).collect();
+            comm.trade(parts, &shapes).unwrap()
+        });
+        for (rank, found) in found.into_iter().enumerate() {
+            check(found, |from| noise([rank, 3, from + 1], (from * n + rank) as u64));
+        }
+    }
+}
+
+#[test]
+fn ranks_without_heads_get_nothing() {
+    let heads = even_sizes(2, 3);
+    let x = |rank: usize| noise([1, 2, rank + 1, 4], rank as u64);
+    let inside = on_ranks(3, |comm| comm.all_to_all(x(comm.rank()), [1, 2], &heads, &[1, 2, 3]).unwrap());
+    assert_eq!(inside.iter().map(Tensor::dims).collect::<Vec<_>>(), [[1, 1, 6, 4], [1, 1, 6, 4], [1, 0, 6, 4]]);
+    let outside = on_ranks(3, |comm| comm.all_to_all(inside[comm.rank()].clone(), [2, 1], &[1, 2, 3], &heads).unwrap());
+    check(outside, x);
+}
+
+#[test]
 fn all_gather_gather_and_scatter_keep_rank_order() {
     for n in SIZES {
-        check(on_ranks(n, |comm| comm.all_gather(tokens(comm.rank()), 2).unwrap()), |_| all_tokens(n));
+        check(on_ranks(n, |comm| comm.all_gather(tokens(comm.rank()), 2, &sizes(n)).unwrap()), |_| all_tokens(n));
         for root in [0, n - 1] {
-            let found = on_ranks(n, |comm| comm.gather(root, tokens(comm.rank()), 2).unwrap());
+            let found = on_ranks(n, |comm| comm.gather(root, tokens(comm.rank()), 2, &sizes(n)).unwrap());
             for (rank, found) in found.into_iter().enumerate() {
                 assert_eq!(found.map(host), (rank == root).then(|| host(all_tokens(n))), "rank {rank} of {n}");
             }
             let found = on_ranks(n, |comm| {
                 let parts = (comm.rank() == root).then(|| (0..n).map(tokens).collect());
-                comm.scatter(root, parts).unwrap()
+                comm.scatter(root, parts, shape(comm.rank()), DType::F32).unwrap()
             });
             check(found, tokens);
         }
@@ -103,7 +138,10 @@ fn all_gather_gather_and_scatter_keep_rank_order() {
 fn broadcast_gives_the_roots_tensor() {
     for n in SIZES {
         for root in 0..n {
-            let found = on_ranks(n, |comm| comm.broadcast(root, (comm.rank() == root).then(|| tokens(root))).unwrap());
+            let found = on_ranks(n, |comm| {
+                let x = (comm.rank() == root).then(|| tokens(root));
+                comm.broadcast(root, x, shape(root), DType::F32).unwrap()
+            });
             check(found, |_| tokens(root));
         }
     }
@@ -130,16 +168,17 @@ fn rotate_is_posted_and_keeps_its_order_while_others_compute() {
         let found = on_ranks(n, |comm| {
             let rank = comm.rank();
             let (k, v) = (tokens(rank), tokens(rank) + 1.0);
-            let (k, v) = (comm.rotate(k).unwrap(), comm.rotate(v).unwrap());
+            let shape = shape((rank + n - 1) % n);
+            let (k, v) = (comm.rotate(k, shape).unwrap(), comm.rotate(v, shape).unwrap());
             // would never be passed if posting waited for a peer
             all_posted.wait();
             let score = tokens(rank).sum();
             let total = comm.all_reduce(score).unwrap();
             // nobody takes this one
-            drop(comm.rotate(total.clone()).unwrap());
+            drop(comm.rotate(total.clone(), [1]).unwrap());
             // in another order than posted
             let v = v.wait().unwrap();
-            (k.wait().unwrap(), v, comm.all_gather(total, 0).unwrap())
+            (k.wait().unwrap(), v, comm.all_gather(total, 0, &vec![1; n]).unwrap())
         });
         let previous = |rank: usize| tokens((rank + n - 1) % n);
         check(found.iter().map(|x| x.0.clone()).collect(), previous);
@@ -154,7 +193,8 @@ fn messages_between_two_ranks_keep_their_order() {
             let rank = comm.rank();
             let sent: Vec<_> =
                 (0..n).flat_map(|to| [(to, 0), (to, 1)]).map(|(to, i)| comm.send(tokens(rank) + i, to)).collect();
-            let got: Vec<_> = (0..n).flat_map(|from| [comm.recv::<4>(from), comm.recv(from)]).collect();
+            let got: Vec<_> =
+                (0..n).flat_map(|from| [from; 2]).map(|from| comm.recv(from, shape(from), DType::F32)).collect();
             sent.into_iter().for_each(|sent| sent.unwrap().wait().unwrap());
             got.into_iter().map(|x| host(x.unwrap().wait().unwrap())).collect::<Vec<_>>()
         });
@@ -170,7 +210,7 @@ fn a_message_is_handed_over_without_a_copy() {
         let values = vec![comm.rank() as f32; 4096];
         let mine = values.as_ptr() as usize;
         let x = Tensor::<2>::from_data(TensorData::new(values, [64, 64]), &Device::flex());
-        let got = comm.rotate(x).unwrap().wait().unwrap();
+        let got = comm.rotate(x, [64, 64]).unwrap().wait().unwrap();
         (mine, got.into_data().as_bytes().as_ptr() as usize)
     });
     assert_eq!((pointers[0].0, pointers[1].0), (pointers[1].1, pointers[0].1));
@@ -181,14 +221,14 @@ fn statistics_equal_the_formulas() {
     const BYTES: u64 = 2 * 9 * 4 * 3 * 4;
     for n in SIZES {
         let stats = on_ranks(n, |comm| {
-            comm.all_gather(tokens(0), 2).unwrap();
+            comm.all_gather(tokens(0), 2, &vec![n_tokens(0); n]).unwrap();
             comm.reset_stats();
             let x = noise([2, 9, 4, 3], 0);
-            comm.all_gather(x.clone(), 2).unwrap();
-            comm.all_to_all(x.clone(), 1, 2).unwrap();
+            comm.all_gather(x.clone(), 2, &vec![4; n]).unwrap();
+            comm.all_to_all(x.clone(), [1, 2], &even_sizes(9, n), &vec![4; n]).unwrap();
             comm.all_reduce(x.clone()).unwrap();
-            comm.broadcast(0, Some(x.clone())).unwrap();
-            comm.rotate(x.clone()).unwrap().wait().unwrap();
+            comm.broadcast(0, Some(x.clone()), x.dims(), DType::F32).unwrap();
+            comm.rotate(x.clone(), x.dims()).unwrap().wait().unwrap();
             comm.barrier().unwrap();
             comm.stats()
         });
@@ -223,7 +263,7 @@ fn split_orders_by_key_then_rank() {
         let odd = comm.split(rank % 2, 10 - rank).unwrap();
         let three = odd.split(0, 0).unwrap();
         let x = Tensor::<1>::from_floats([rank as f32], &Device::flex());
-        let members: Vec<f32> = three.all_gather(x, 0).unwrap().into_data().try_to_vec().unwrap();
+        let members: Vec<f32> = three.all_gather(x, 0, &[1; 3]).unwrap().into_data().try_to_vec().unwrap();
         (odd.rank(), odd.size(), odd.world_rank(), members)
     });
     assert_eq!(found[1], (2, 3, 1, vec![5.0, 3.0, 1.0]));
@@ -247,11 +287,11 @@ fn mesh_of_8(jitter: u64) -> Vec<(Vec<usize>, Vec<f32>)> {
         let mut x = noise([1, 4, 6, 2], rank as u64);
         for _ in 0..6 {
             for group in &groups {
-                let posted = group.rotate(x.clone()).unwrap();
+                let posted = group.rotate(x.clone(), x.dims()).unwrap();
                 pause();
-                let inside = group.all_to_all(x.clone(), 1, 2).unwrap();
+                let inside = group.all_to_all(x.clone(), [1, 2], &[2, 2], &[6, 6]).unwrap();
                 pause();
-                let back = group.all_to_all(inside * 0.5, 2, 1).unwrap();
+                let back = group.all_to_all(inside * 0.5, [2, 1], &[6, 6], &[2, 2]).unwrap();
                 pause();
                 x = back + posted.wait().unwrap() * 0.25;
             }

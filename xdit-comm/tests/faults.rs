@@ -5,13 +5,26 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Tensor};
 use xdit_comm::local::World;
-use xdit_core::comm::{Call, Cause, CommError, Communicator};
+use xdit_core::comm::{Call, Cause, CommError, Communicator, Posted, even_sizes};
 use xdit_testing::mesh::{on_ranks, on_world};
 
 type Comm = Box<dyn Communicator>;
 
 fn x() -> Tensor<2> {
     Tensor::ones([4, 6], &Device::flex())
+}
+
+fn trade(comm: &Comm, x: Tensor<2>) -> Result<Tensor<2>, CommError> {
+    comm.all_to_all(x, [0, 1], &even_sizes(4, comm.size()), &vec![6; comm.size()])
+}
+
+fn receive(comm: &Comm, from: usize) -> Result<Posted<2>, CommError> {
+    comm.recv(from, [4, 6], DType::F32)
+}
+
+fn gather(comm: &Comm, x: Tensor<2>, dim: usize) -> Result<Tensor<2>, CommError> {
+    let size = x.dims()[dim];
+    comm.all_gather(x, dim, &vec![size; comm.size()])
 }
 
 fn world(n: usize, deadline: Duration) -> World {
@@ -23,8 +36,8 @@ fn work(comm: &Comm) -> CommError {
     let work = || -> Result<(), CommError> {
         let pair = comm.split(comm.rank() / 2, 0)?;
         loop {
-            pair.all_to_all(x(), 0, 1)?;
-            comm.rotate(x())?.wait()?;
+            trade(&pair, x())?;
+            comm.rotate(x(), [4, 6])?.wait()?;
             comm.all_reduce(x())?;
         }
     };
@@ -38,7 +51,7 @@ fn check(n: usize, culprit: usize, fault: impl Fn(Comm) + Sync, is_cause: impl F
     let errors = on_world(world(n, Duration::from_secs(60)), |comm| {
         if comm.rank() == culprit {
             let pair = comm.split(comm.rank() / 2, 0).unwrap();
-            pair.all_to_all(x(), 0, 1).unwrap();
+            trade(&pair, x()).unwrap();
             fault(comm);
             return None;
         }
@@ -86,7 +99,7 @@ fn a_rank_that_gives_up_ends_all() {
 #[test]
 fn a_refused_argument_ends_all() {
     let refuse = |comm: Comm| {
-        let error = comm.all_to_all_sized(x(), 0, &[1, 1, 1, 2], 1).unwrap_err();
+        let error = comm.all_to_all(x(), [0, 1], &[1, 1, 1, 2], &[6; 4]).unwrap_err();
         assert_eq!(error.to_string(), "rank 2: all_to_all cannot split 4 into [1, 1, 1, 2] for 4 ranks");
     };
     check(4, 2, refuse, |cause| matches!(cause, Cause::Aborted { .. }));
@@ -96,7 +109,7 @@ fn a_refused_argument_ends_all() {
     };
     check(4, 2, refuse, |cause| matches!(cause, Cause::Aborted { .. }));
     let refuse = |comm: Comm| {
-        let error = comm.broadcast::<2>(2, None).unwrap_err();
+        let error = comm.broadcast::<2>(2, None, [4, 6], DType::F32).unwrap_err();
         assert_eq!(error.to_string(), "rank 2: broadcast from this rank without a tensor");
     };
     check(4, 2, refuse, |cause| matches!(cause, Cause::Aborted { .. }));
@@ -113,13 +126,13 @@ fn a_rank_that_never_comes_is_named_after_the_deadline() {
             return comm.barrier().unwrap_err().to_string();
         }
         // 4 waits for 5, all others in the end for 4; some of them from earlier on
-        let error = pair.all_gather(x(), 0).and_then(|_| comm.all_reduce(x())).unwrap_err();
+        let error = gather(&pair, x(), 0).and_then(|_| comm.all_reduce(x())).unwrap_err();
         error.to_string()
     });
     assert!(start.elapsed() < Duration::from_secs(2));
     for (rank, found) in outcomes.into_iter().enumerate() {
         let op = ["all_reduce", "all_gather", "barrier"][usize::from(rank == 4) + 2 * usize::from(rank == 5)];
-        let cause = "ended because rank 5 did not come to all_gather within 200ms";
+        let cause = "ended because rank 5 did not come to all_gather and gave no sign of life for 200ms";
         assert_eq!(found.unwrap(), format!("rank {rank}: {op} {cause}"));
     }
 }
@@ -128,10 +141,10 @@ fn a_rank_that_never_comes_is_named_after_the_deadline() {
 fn ranks_that_wait_for_each_other_name_the_lowest() {
     let outcomes = on_world(world(4, Duration::from_millis(100)), |comm| {
         // each for the next
-        comm.recv::<2>((comm.rank() + 1) % 4).unwrap().wait().unwrap_err().to_string()
+        receive(&comm, (comm.rank() + 1) % 4).unwrap().wait().unwrap_err().to_string()
     });
     for (rank, found) in outcomes.into_iter().enumerate() {
-        let cause = "ended because rank 0 did not come to send_recv within 100ms";
+        let cause = "ended because rank 0 did not come to send_recv and gave no sign of life for 100ms";
         assert_eq!(found.unwrap(), format!("rank {rank}: send_recv {cause}"));
     }
 }
@@ -153,7 +166,7 @@ fn different_operations_are_named() {
     check_mismatch(
         |comm| match comm.rank() {
             2 => comm.barrier(),
-            _ => comm.all_gather(x(), 1).map(drop),
+            _ => gather(comm, x(), 1).map(drop),
         },
         "rank 2 called barrier() where rank 0 called all_gather(1) of f32 [4, _]",
     );
@@ -166,11 +179,11 @@ fn different_shapes_dimensions_and_dtypes_are_named() {
         "rank 3 called all_reduce() of f32 [3, 6] where rank 0 called all_reduce() of f32 [4, 6]",
     );
     check_mismatch(
-        |comm| comm.all_gather(x(), comm.rank() / 2).map(drop),
+        |comm| gather(comm, x(), comm.rank() / 2).map(drop),
         "rank 2 called all_gather(1) of f32 [4, _] where rank 0 called all_gather(0) of f32 [_, 6]",
     );
     check_mismatch(
-        |comm| comm.all_to_all(if comm.rank() == 1 { x().cast(DType::BF16) } else { x() }, 0, 1).map(drop),
+        |comm| trade(comm, if comm.rank() == 1 { x().cast(DType::BF16) } else { x() }).map(drop),
         "rank 1 called all_to_all(0, 1, 1, 1, 1, 1) of bf16 [4, _] where rank 0 called all_to_all(0, 1, 1, 1, 1, 1) of \
          f32 [4, _]",
     );
@@ -180,7 +193,7 @@ fn different_shapes_dimensions_and_dtypes_are_named() {
 fn a_message_of_another_kind_is_named() {
     let errors = on_ranks(2, |comm| match comm.rank() {
         0 => comm.send(x(), 1).and_then(|_| comm.barrier()).unwrap_err(),
-        _ => comm.recv::<3>(0).unwrap().wait().unwrap_err(),
+        _ => comm.recv(0, [4, 6, 1], DType::F32).unwrap().wait().unwrap_err(),
     });
     let cause = "rank 0 called send_recv() of f32 [4, 6] where rank 1 called send_recv() of _ [_, _, _]";
     assert_eq!(errors[0].to_string(), format!("rank 0: barrier ended because {cause}"));
@@ -194,8 +207,8 @@ fn what_was_sent_before_leaving_is_received() {
             comm.send(x(), 1).unwrap();
             return;
         }
-        let early = comm.recv::<2>(0).unwrap();
-        let late = comm.recv::<2>(0).unwrap();
+        let early = receive(&comm, 0).unwrap();
+        let late = receive(&comm, 0).unwrap();
         thread::sleep(Duration::from_millis(50));
         assert_eq!(early.wait().unwrap().dims(), [4, 6]);
         let error = late.wait().unwrap_err();
@@ -207,7 +220,7 @@ fn what_was_sent_before_leaving_is_received() {
 #[test]
 fn a_handle_outlives_its_communicator() {
     let found = on_ranks(3, |comm| {
-        let posted = comm.rotate(x()).unwrap();
+        let posted = comm.rotate(x(), [4, 6]).unwrap();
         drop(comm);
         posted.wait().map(|x| x.dims())
     });
@@ -216,6 +229,6 @@ fn a_handle_outlives_its_communicator() {
 
 #[test]
 fn a_wrong_number_of_parts_is_refused() {
-    let error = on_ranks(1, |comm| comm.exchange(Call::bare("parts", &[]), vec![]).unwrap_err()).remove(0);
+    let error = on_ranks(1, |comm| comm.exchange(Call::bare("parts", &[]), vec![], &[]).unwrap_err()).remove(0);
     assert_eq!(error.to_string(), "rank 0: parts cannot split 0 into [] for 1 ranks");
 }

@@ -25,14 +25,18 @@ use burn::tensor::Device;
 /// special case.
 ///
 /// A rank that fails ends every operation of every rank of the world: none waits for it longer than it takes to notice,
-/// and all name it. So does one that drops its handle, once another needs it in that group. No wait is longer than the
-/// back end's deadline after the last sign of life of the rank that is waited for: every call is one, and so is
-/// [`beat`](Self::beat).
+/// and all name it. So does one that drops its handle, once another needs it in that group, and one that is silent: that
+/// gives no sign of life for as long as the back end's deadline while another waits for it. Every call is a sign of life,
+/// and so is [`beat`](Self::beat). A back end that runs many ranks in one process watches from those that wait; it needs
+/// no thread for that.
+///
+/// Communicators outlive a request that all ranks end at the same point, with no message under way;
+/// [`abort`](Self::abort) is for those that end otherwise.
 ///
 /// Ranks are numbered within the group here, and within the world in errors.
 ///
-/// To wait need not mean that the host waits: after a call has returned, whatever this thread has its device do next
-/// comes after the data.
+/// To wait need not mean that the host waits, here as in [`Pending::wait`]: after a call has returned, whatever this
+/// thread has its device do next comes after the data.
 pub trait Communicator: Send {
     /// This rank's number in the group.
     fn rank(&self) -> usize;
@@ -67,8 +71,11 @@ pub trait Communicator: Send {
     /// A peer that failed, or left the group; a rank that is not in it.
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError>;
 
-    /// Starts to receive the next message of rank `from`, which may be this rank; never waits. Who drops the handle
-    /// drops the message, whenever it comes: the next receive gets the next one.
+    /// Starts to receive the next message of rank `from`, which may be this rank; never waits.
+    ///
+    /// To post is to take the next message. Who drops the handle throws that message away, whether it is there already or
+    /// comes later, and the next receive gets the one after it. So each receive that is posted must be met by a send, even
+    /// in a request that is cut short: what will not be sent must not be posted.
     ///
     /// - `form`: what it sends
     ///
@@ -102,6 +109,16 @@ pub trait Communicator: Send {
         whole::scatter(self, call, root, part.map(|part| vec![part; self.size()]), form)
     }
 
+    /// Waits for every rank.
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    fn barrier(&self) -> Result<(), CommError> {
+        let n = self.size();
+        self.exchange(Call::bare("barrier", &[]), vec![Part::nothing(); n], &vec![Form::nothing(); n])?;
+        Ok(())
+    }
+
     /// The members that call this with the same `color` become a group, in the order of their `key`s, then of their
     /// ranks here. Its statistics start at nothing.
     ///
@@ -115,18 +132,39 @@ pub trait Communicator: Send {
     /// Forgets what was sent.
     fn reset_stats(&self);
 
-    /// A sign of life, while this rank computes and its peers wait.
-    fn beat(&self) {}
+    /// A sign of life, for a rank that computes while its peers wait: after each block, after each tile. Costs no more than
+    /// a look at the clock.
+    fn beat(&self);
 
     /// Ends every operation of every rank of the world, as this rank cannot go on; `reason` is one line. The first failure
     /// stands. To return with an error suffices where the handle is dropped with it; a thread that panics while another
     /// owns its handle is not noticed without this.
     fn abort(&self, reason: &str);
+
+    /// Ends every rank's operations because of this rank's mistake: else the others would wait until it drops its handle.
+    fn refuse(&self, error: CommError) -> CommError {
+        self.abort(&error.to_string());
+        error
+    }
+
+    /// Refuses a rank that is not in the group.
+    ///
+    /// # Errors
+    /// [`CommError::NoSuchRank`]
+    fn check_peer(&self, op: &'static str, peer: usize) -> Result<(), CommError> {
+        let (rank, size) = (self.world_rank(), self.size());
+        match peer < size {
+            true => Ok(()),
+            false => Err(self.refuse(CommError::NoSuchRank { rank, op, peer, size })),
+        }
+    }
 }
 
 /// An operation that was started.
 pub trait Pending<T>: Send {
-    /// Waits until it is over.
+    /// Waits until it is over for this thread: what the thread then has this rank's device do sees the data that came, and
+    /// may overwrite what was sent. The host may get here before the device does, as where the back end has the
+    /// device's stream wait. So who calls this reads no tensor on the host to find out.
     ///
     /// # Errors
     /// A peer that failed, left, kept silent or sent something else.

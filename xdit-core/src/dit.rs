@@ -264,6 +264,11 @@ pub struct Pass {
     pub shares: Arc<Shares>,
 }
 
+/// `1 / sqrt(head_dim)`, by which attention's scores are scaled unless a model says otherwise.
+pub fn attention_scale(head_dim: usize) -> f64 {
+    (head_dim as f64).powf(-0.5)
+}
+
 /// An attention strategy: where the other tokens' keys and values come from. The scale is `1 / sqrt(head_dim)`.
 pub trait Attention {
     /// Told before each pass through the blocks.
@@ -307,7 +312,7 @@ pub trait Attention {
         v: Tensor<4>,
         bias: Option<Tensor<4>>,
     ) -> Result<Tensor<4>, CommError> {
-        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let scale = attention_scale(q.dims()[3]);
         Ok(ops::attention(q, k, v, bias, scale).out)
     }
 }

@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use xdit_core::comm::CommError;
-use xdit_core::dit::{Attention, Cond, Ctx, Dit, Inputs, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid};
+use xdit_core::dit::{
+    Attention, Cond, Ctx, Dit, Inputs, Pass, Qkv, Site, Streams, TextEmbeddings, TokenGrid, attention_scale,
+};
 use xdit_core::engine::SkipLayers;
 use xdit_core::ops;
 use xdit_core::sampler::{History, Rows, Sampler};
@@ -83,7 +85,7 @@ impl Attention for Remembering<'_> {
             let patches = (0..self.patches.len()).filter_map(|i| self.memory.patches.get(&(site, i)));
             ops::cat_tokens(txt.into_iter().chain(patches).map(|kv| kv[which].clone()).collect())
         };
-        let scale = (x.q.dims()[3] as f64).powf(-0.5);
+        let scale = attention_scale(x.q.dims()[3]);
         Ok(ops::attention(x.q, all(0), all(1), None, scale).out)
     }
 }

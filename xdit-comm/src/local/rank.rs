@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use burn::tensor::{Device, Tensor};
-use xdit_core::comm::{Call, Cause, CommError, Communicator, Form, Part, Pending, Stats};
+use xdit_core::comm::{Call, CommError, Communicator, Form, Part, Pending, Stats};
 
 use super::shared::Shared;
 use super::state::{Lane, Letter, Slot};
@@ -45,6 +45,7 @@ impl Rank {
     fn swap(&self, letters: Vec<Letter>) -> Result<(Vec<Letter>, u64), CommError> {
         let (me, op) = (self.world_rank(), letters[self.rank()].call.op);
         let seat = &*self.seat;
+        self.beat();
         let seq = next(&mut seat.counts().collectives);
         let slot = |from, to| seat.slot(Lane::Collective, from, to, seq);
         seat.shared.with(|state| {
@@ -57,7 +58,7 @@ impl Rank {
         })?;
         let slots: Vec<_> = (0..self.size()).map(|from| slot(from, self.rank())).collect();
         let letters = seat.shared.take(me, op, &slots)?;
-        let calls: Vec<_> = seat.members.iter().copied().zip(letters.iter().map(|letter| &letter.call)).collect();
+        let calls: Vec<_> = seat.members.iter().copied().zip(letters.iter().map(|letter| &*letter.call)).collect();
         seat.shared.agree(me, &calls)?;
         Ok((letters, seq))
     }
@@ -70,15 +71,6 @@ impl Rank {
 
     fn stats_mut(&self) -> MutexGuard<'_, Stats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check_peer(&self, op: &'static str, peer: usize) -> Result<(), CommError> {
-        let size = self.size();
-        if peer < size {
-            return Ok(());
-        }
-        let me: &dyn Communicator = self;
-        me.refuse(CommError::NoSuchRank { rank: self.world_rank(), op, peer, size })
     }
 }
 
@@ -106,10 +98,10 @@ impl Communicator for Rank {
     fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError> {
         let (op, size) = (call.op, self.size());
         if let Some(n) = [parts.len(), forms.len()].into_iter().find(|n| *n != size) {
-            let me: &dyn Communicator = self;
-            return me.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size });
+            return Err(self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size }));
         }
-        let letter = |part| Letter { call: call.clone(), part, split: [0; 2] };
+        let call = Arc::new(call);
+        let letter = |part| Letter { call: Arc::clone(&call), part, split: [0; 2] };
         let (letters, _) = self.swap(parts.into_iter().map(letter).collect())?;
         let land = |(from, (letter, form)): (usize, (Letter, &Form))| self.seat.land(op, from, letter.part, form);
         letters.into_iter().zip(forms).enumerate().map(land).collect()
@@ -118,7 +110,8 @@ impl Communicator for Rank {
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, to)?;
-        let letter = Letter { call, part, split: [0; 2] };
+        self.beat();
+        let letter = Letter { call: Arc::new(call), part, split: [0; 2] };
         let slot = seat.slot(Lane::Point, self.rank(), to, next(&mut seat.counts().sent[to]));
         seat.shared.with(|state| {
             state.check_there(slot.group, slot.to);
@@ -133,6 +126,7 @@ impl Communicator for Rank {
     fn post_recv(&self, call: Call, from: usize, form: Form) -> Result<Box<dyn Pending<Part>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, from)?;
+        self.beat();
         let slot = seat.slot(Lane::Point, from, self.rank(), next(&mut seat.counts().received[from]));
         seat.shared.with(|state| state.begin(me, op))?;
         Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, form, slot, taken: false }))
@@ -140,7 +134,8 @@ impl Communicator for Rank {
 
     fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator>, CommError> {
         let Seat { shared, group, members, device, .. } = &*self.seat;
-        let letter = |_| Letter { call: Call::bare("split", &[]), part: Part::nothing(), split: [color, key] };
+        let call = Arc::new(Call::bare("split", &[]));
+        let letter = |_| Letter { call: Arc::clone(&call), part: Part::nothing(), split: [color, key] };
         let (letters, seq) = self.swap((0..self.size()).map(letter).collect())?;
         let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].split[0] == color).collect();
         // stable: in rank order where keys are equal
@@ -189,13 +184,7 @@ impl Seat {
 
     /// Brings what rank `from` of the group sent to this rank's device, if it is what was expected.
     fn land(&self, op: &'static str, from: usize, mut part: Part, form: &Form) -> Result<Part, CommError> {
-        if !part.form.is(form) {
-            let (me, sent, expected) = (self.world_rank(), Box::new(part.form), Box::new(form.clone()));
-            return self.shared.with(|state| {
-                state.fail(self.members[from], Cause::Unexpected { op, sent, peer: me, expected });
-                Err(state.check(me, op).expect_err("a failure was recorded"))
-            });
-        }
+        self.shared.expect(self.world_rank(), op, self.members[from], &part.form, form)?;
         let slot = |rank| self.shared.slot(self.members[rank]);
         if slot(from) == slot(self.rank) {
             return Ok(part);

@@ -1,20 +1,18 @@
 //! Waiting for what other threads do to the [`State`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use xdit_core::comm::{Call, Cause, CommError};
+use xdit_core::comm::{Call, Cause, CommError, Form};
 
-use super::state::{Letter, Slot, State};
+use super::clock::Clock;
+use super::state::{Letter, Slot, State, Suspect};
 
 pub struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    clock: Arc<Clock>,
     deadline: Duration,
-    start: Instant,
-    /// Of each rank, milliseconds from the start to its last sign of life.
-    beats: Vec<AtomicU64>,
     /// Of each rank.
     slots: Vec<usize>,
 }
@@ -22,32 +20,14 @@ pub struct Shared {
 impl Shared {
     /// - `slots`: of each rank
     pub fn new(slots: Vec<usize>, deadline: Duration) -> Self {
-        let n_ranks = slots.len();
-        Self {
-            slots,
-            state: Mutex::new(State::new(n_ranks)),
-            changed: Condvar::new(),
-            deadline,
-            start: Instant::now(),
-            beats: (0..n_ranks).map(|_| AtomicU64::new(0)).collect(),
-        }
+        let clock = Arc::new(Clock::new(slots.len()));
+        let state = Mutex::new(State::new(slots.len(), Arc::clone(&clock)));
+        Self { state, changed: Condvar::new(), clock, deadline, slots }
     }
 
     /// Which device a rank has.
     pub fn slot(&self, rank: usize) -> usize {
         self.slots[rank]
-    }
-
-    /// A sign of life of a rank.
-    pub fn beat(&self, rank: usize) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beats[rank].store(now, Ordering::Relaxed);
-    }
-
-    /// How long a rank may go on without a sign of life, for one that has waited since `since`.
-    fn patience(&self, rank: usize, since: Instant) -> Option<Duration> {
-        let beat = self.start + Duration::from_millis(self.beats[rank].load(Ordering::Relaxed));
-        self.deadline.checked_sub(beat.max(since).elapsed()).filter(|left| !left.is_zero())
     }
 
     /// Looks at the state or changes it; who waits looks again.
@@ -57,34 +37,44 @@ impl Shared {
         result
     }
 
+    /// A sign of life of `rank`.
+    pub fn beat(&self, rank: usize) {
+        self.clock.beat(rank);
+    }
+
     /// Takes the letters of these slots once they are all there.
     pub fn take(&self, rank: usize, op: &'static str, slots: &[Slot]) -> Result<Vec<Letter>, CommError> {
         self.beat(rank);
-        let since = Instant::now();
+        // nobody is silent for long enough before
+        let mut look_at = Instant::now() + self.deadline;
         let mut state = self.lock();
         let result = loop {
-            let absent: Vec<_> = slots.iter().filter(|slot| !state.letters.contains_key(slot)).collect();
-            for slot in &absent {
+            let mut complete = true;
+            for slot in slots.iter().filter(|slot| !state.letters.contains_key(slot)).copied().collect::<Vec<_>>() {
                 state.check_there(slot.group, slot.from);
+                complete = false;
             }
             if let Err(e) = state.check(rank, op) {
                 break Err(e);
             }
-            let Some(first) = absent.first() else {
+            if complete {
                 break Ok(slots.iter().filter_map(|slot| state.letters.remove(slot)).collect());
-            };
-            state.wait_for(rank, first.from, op);
-            // it is the one at the end of those who wait for each other that keeps all of them waiting
-            let (peer, op) = state.culprit(rank).unwrap_or((first.from, op));
-            match self.patience(peer, since) {
-                Some(left) => {
-                    state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-                }
-                None => state.fail(peer, Cause::Silent { op, deadline: self.deadline }),
             }
+            state.wait_for(rank, op, slots);
+            let now = Instant::now();
+            if now >= look_at {
+                let suspect = state.suspect(rank);
+                look_at = suspect.as_ref().map_or(now, |suspect| suspect.since) + self.deadline;
+                if let Some(Suspect { rank: peer, op, .. }) = suspect.filter(|_| now >= look_at) {
+                    state.fail(peer, Cause::Silent { op, deadline: self.deadline });
+                    continue;
+                }
+            }
+            state = self.changed.wait_timeout(state, look_at - now).unwrap_or_else(PoisonError::into_inner).0;
         };
         state.waited(rank);
         drop(state);
+        self.beat(rank);
         if result.is_err() {
             self.changed.notify_all();
         }
@@ -105,6 +95,25 @@ impl Shared {
                 })
             }
         }
+    }
+
+    /// Ends everyone's operations if rank `from` sent something else than `rank` expects.
+    pub fn expect(
+        &self,
+        rank: usize,
+        op: &'static str,
+        from: usize,
+        sent: &Form,
+        expected: &Form,
+    ) -> Result<(), CommError> {
+        if sent.is(expected) {
+            return Ok(());
+        }
+        let (sent, expected) = (Box::new(sent.clone()), Box::new(expected.clone()));
+        self.with(|state| {
+            state.fail(from, Cause::Unexpected { op, sent, peer: rank, expected });
+            state.check(rank, op)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

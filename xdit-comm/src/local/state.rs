@@ -1,8 +1,12 @@
 //! What the threads of a world share: messages, who waits for whom, who left, and the first failure.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
 
 use xdit_core::comm::{Call, Cause, CommError, Part};
+
+use super::clock::Clock;
 
 /// Posted receives are not to take what belongs to a collective that is called in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,7 +29,7 @@ pub struct Slot {
 /// A message.
 #[derive(Debug)]
 pub struct Letter {
-    pub call: Call,
+    pub call: Arc<Call>,
     pub part: Part,
     /// Colour and key, where it is one of a split.
     pub split: [usize; 2],
@@ -38,10 +42,19 @@ struct Failure {
     cause: Cause,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// What a rank waits for: until all of these letters are there.
 struct Wait {
-    peer: usize,
     op: &'static str,
+    slots: Vec<Slot>,
+}
+
+/// A rank that others wait for, and that does not wait for a letter that may still come.
+pub struct Suspect {
+    pub rank: usize,
+    /// What it should come to.
+    pub op: &'static str,
+    /// Since when it is waited for without a sign of life.
+    pub since: Instant,
 }
 
 pub struct State {
@@ -57,18 +70,20 @@ pub struct State {
     failure: Option<Failure>,
     /// Sub-groups by parent, number of the split and colour.
     groups: HashMap<(u64, u64, usize), u64>,
+    clock: Arc<Clock>,
 }
 
 impl State {
-    pub fn new(n_ranks: usize) -> Self {
+    pub fn new(n_ranks: usize, clock: Arc<Clock>) -> Self {
         Self {
             letters: HashMap::new(),
             unwanted: HashSet::new(),
-            waits: vec![None; n_ranks],
+            waits: (0..n_ranks).map(|_| None).collect(),
             last_op: vec!["start"; n_ranks],
             left: HashMap::new(),
             failure: None,
             groups: HashMap::new(),
+            clock,
         }
     }
 
@@ -97,8 +112,13 @@ impl State {
     }
 
     pub fn post(&mut self, slot: Slot, letter: Letter) {
-        if !self.unwanted.remove(&slot) {
-            self.letters.insert(slot, letter);
+        if self.unwanted.remove(&slot) {
+            return;
+        }
+        self.letters.insert(slot, letter);
+        if self.waits[slot.to].is_some() && !self.is_stuck(slot.to) {
+            // it can go on only now: it was not silent so far
+            self.clock.beat(slot.to);
         }
     }
 
@@ -109,29 +129,68 @@ impl State {
         }
     }
 
-    pub fn wait_for(&mut self, rank: usize, peer: usize, op: &'static str) {
-        self.waits[rank] = Some(Wait { peer, op });
+    pub fn wait_for(&mut self, rank: usize, op: &'static str, slots: &[Slot]) {
+        if self.waits[rank].is_none() {
+            self.waits[rank] = Some(Wait { op, slots: slots.to_vec() });
+        }
     }
 
     pub fn waited(&mut self, rank: usize) {
         self.waits[rank] = None;
     }
 
-    /// Whom `rank` waits for in the end, and in what: its peer may itself wait for another. Of ranks that wait for each
-    /// other it is the lowest, so that all name the same one.
-    pub fn culprit(&self, rank: usize) -> Option<(usize, &'static str)> {
-        let mut path = vec![rank];
-        let mut culprit = rank;
-        while let Some(Wait { peer, .. }) = self.waits[culprit] {
-            if let Some(start) = path.iter().position(|&x| x == peer) {
-                culprit = path[start..].iter().copied().min()?;
-                break;
+    /// The ranks whose letters `rank` waits for.
+    fn awaited(&self, rank: usize) -> impl Iterator<Item = usize> + '_ {
+        let slots = self.waits[rank].iter().flat_map(|wait| &wait.slots);
+        slots.filter(|slot| !self.letters.contains_key(slot)).map(|slot| slot.from)
+    }
+
+    /// Whether `rank` can do nothing before another does something.
+    fn is_stuck(&self, rank: usize) -> bool {
+        self.awaited(rank).next().is_some()
+    }
+
+    /// Those whom `rank` waits for, whom they wait for, and so on.
+    fn awaited_in_the_end(&self, rank: usize) -> Vec<usize> {
+        let mut found: Vec<usize> = Vec::new();
+        let mut at = 0;
+        let mut next = Some(rank);
+        while let Some(rank) = next {
+            for peer in self.awaited(rank) {
+                if !found.contains(&peer) {
+                    found.push(peer);
+                }
             }
-            path.push(peer);
-            culprit = peer;
+            next = found.get(at).copied();
+            at += 1;
         }
-        let wait = self.waits.iter().flatten().find(|wait| wait.peer == culprit)?;
-        Some((culprit, wait.op))
+        found
+    }
+
+    /// Whom `rank` should watch: of those whom it waits for and who wait for nobody the one that is silent for longest. A
+    /// rank that waits itself watches its own peers; but if all wait in a circle, it is the lowest of that circle, so that
+    /// all name the same one.
+    pub fn suspect(&self, rank: usize) -> Option<Suspect> {
+        let since = |peer| self.clock.last(peer).max(self.clock.last(rank));
+        let active = self.awaited(rank).filter(|&peer| !self.is_stuck(peer)).map(|peer| (since(peer), peer)).min();
+        if let Some((since, peer)) = active {
+            return Some(Suspect { rank: peer, op: self.op_awaited(peer, rank)?, since });
+        }
+        let all = self.awaited_in_the_end(rank);
+        if all.iter().any(|&peer| !self.is_stuck(peer)) {
+            return None;
+        }
+        let lowest = all.iter().copied().filter(|&peer| self.awaited_in_the_end(peer).contains(&peer)).min()?;
+        let since = all.iter().copied().map(since).max()?;
+        Some(Suspect { rank: lowest, op: self.op_awaited(lowest, rank)?, since })
+    }
+
+    /// What `peer` should come to: the operation of a rank that waits for it before all others, or that of `rank`. So
+    /// those who watch the same one name the same operation, wherever they wait themselves.
+    fn op_awaited(&self, peer: usize, rank: usize) -> Option<&'static str> {
+        let first = |waiting: &usize| self.awaited(*waiting).next() == Some(peer);
+        let waiting = (0..self.waits.len()).find(first).unwrap_or(rank);
+        Some(self.waits[waiting].as_ref()?.op)
     }
 
     /// Nobody will come for this; what already came is returned.

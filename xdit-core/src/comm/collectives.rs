@@ -47,24 +47,14 @@ impl Sent {
 }
 
 impl dyn Communicator + '_ {
-    /// Cuts `x` along `split_dim` into one part per rank, as even as can be, and puts together what every rank sent
-    /// here along `concat_dim`.
+    /// Cuts `x` along the first dimension into one part per rank, and puts together along the second what every rank sent
+    /// here. Who wants the parts as they come, or has more to cut and join, calls [`trade`](Self::trade).
     ///
-    /// - `concat_sizes`: of every rank's tensor along `concat_dim`
+    /// - `split_sizes`: of the first dimension, how much goes to each rank
+    /// - `concat_sizes`: of the second, how much comes from each rank
+    ///
+    /// Both are the same on every rank, unless the dimensions are one.
     pub fn all_to_all<const D: usize>(
-        &self,
-        x: Tensor<D>,
-        split_dim: usize,
-        concat_dim: usize,
-        concat_sizes: &[usize],
-    ) -> Result<Tensor<D>, CommError> {
-        let sizes = even_sizes(x.dims()[split_dim], self.size());
-        self.all_to_all_sized(x, [split_dim, concat_dim], &sizes, concat_sizes)
-    }
-
-    /// `all_to_all` with `split_sizes[i]` of the first dimension for rank `i`, the same on every rank unless both
-    /// dimensions are one; then `concat_sizes[i]` is what rank `i` sends here.
-    pub fn all_to_all_sized<const D: usize>(
         &self,
         x: Tensor<D>,
         [split_dim, concat_dim]: [usize; 2],
@@ -82,7 +72,7 @@ impl dyn Communicator + '_ {
             shape[split_dim] = split_sizes[self.rank()];
         }
         let shapes: Vec<_> = along(shape, concat_dim, concat_sizes).collect();
-        Ok(join(self.swap(call, cut(&x, split_dim, split_sizes), &shapes)?, concat_dim))
+        Ok(join(self.swap(call, cut(&x, split_dim, split_sizes), &shapes, x.dtype())?, concat_dim))
     }
 
     /// Sends `parts[i]` to rank `i`; returns what each rank sent here, in rank order.
@@ -93,20 +83,20 @@ impl dyn Communicator + '_ {
         parts: Vec<Tensor<D>>,
         shapes: &[[usize; D]],
     ) -> Result<Vec<Tensor<D>>, CommError> {
-        let dtype = parts.first().map(Tensor::dtype);
-        self.swap(Call { dtype, ..Call::unknown::<D>("all_to_all", &[]) }, parts, shapes)
+        let dtype = parts.first().map_or(DType::F32, Tensor::dtype);
+        let call = Call { dtype: Some(dtype), ..Call::unknown::<D>("all_to_all", &[]) };
+        self.swap(call, parts.into_iter().map(Part::new).collect(), shapes, dtype)
     }
 
     fn swap<const D: usize>(
         &self,
         call: Call,
-        parts: Vec<Tensor<D>>,
+        parts: Vec<Part>,
         shapes: &[[usize; D]],
+        dtype: DType,
     ) -> Result<Vec<Tensor<D>>, CommError> {
-        let dtype = parts.first().map_or(DType::F32, Tensor::dtype);
         let forms: Vec<_> = shapes.iter().map(|shape| Form::new(shape, dtype)).collect();
-        let parts = self.exchange(call, parts.into_iter().map(Part::new).collect(), &forms)?;
-        Ok(self.tensors(parts, shapes))
+        Ok(self.tensors(self.exchange(call, parts, &forms)?, shapes))
     }
 
     fn tensors<const D: usize>(&self, parts: Vec<Part>, shapes: &[[usize; D]]) -> Vec<Tensor<D>> {
@@ -226,13 +216,6 @@ impl dyn Communicator + '_ {
         Ok(Posted { send: None, recv, shape, device: self.device().clone() })
     }
 
-    /// Waits for every rank.
-    pub fn barrier(&self) -> Result<(), CommError> {
-        let n = self.size();
-        self.exchange(Call::bare("barrier", &[]), vec![Part::nothing(); n], &vec![Form::nothing(); n])?;
-        Ok(())
-    }
-
     /// Whether there is one size per rank, and they make up `n`.
     fn check_sizes(&self, op: &'static str, n: Option<usize>, sizes: &[usize]) -> Result<(), CommError> {
         let sum = sizes.iter().sum::<usize>();
@@ -240,27 +223,16 @@ impl dyn Communicator + '_ {
             return Ok(());
         }
         let (rank, n, sizes) = (self.world_rank(), n.unwrap_or(sum), sizes.to_vec());
-        self.refuse(CommError::Sizes { rank, op, n, sizes, size: self.size() })
+        Err(self.refuse(CommError::Sizes { rank, op, n, sizes, size: self.size() }))
     }
 
     /// Whether there is such a rank, and it has something to send.
-    fn check_root(&self, op: &'static str, peer: usize, has_tensor: bool) -> Result<(), CommError> {
-        let (rank, size) = (self.world_rank(), self.size());
-        match peer < size {
-            true if self.rank() == peer && !has_tensor => self.refuse(CommError::NoTensor { rank, op }),
-            true => Ok(()),
-            false => self.refuse(CommError::NoSuchRank { rank, op, peer, size }),
+    fn check_root(&self, op: &'static str, root: usize, has_tensor: bool) -> Result<(), CommError> {
+        self.check_peer(op, root)?;
+        match self.rank() == root && !has_tensor {
+            true => Err(self.refuse(CommError::NoTensor { rank: self.world_rank(), op })),
+            false => Ok(()),
         }
-    }
-
-    /// Ends the request on every rank with this rank's mistake.
-    ///
-    /// # Errors
-    /// Always: `error`.
-    pub fn refuse<T>(&self, error: CommError) -> Result<T, CommError> {
-        // else the others would wait until this rank drops its handle
-        self.abort(&error.to_string());
-        Err(error)
     }
 }
 

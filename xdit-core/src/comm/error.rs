@@ -90,8 +90,8 @@ pub enum Cause {
         /// Why, one line.
         reason: String,
     },
-    /// It did not answer before the deadline.
-    #[error("did not come to {op} within {deadline:?}")]
+    /// Another waited for it, and it gave no sign of life for as long as the deadline.
+    #[error("did not come to {op} and gave no sign of life for {deadline:?}")]
     Silent {
         /// What it should have come to.
         op: &'static str,

@@ -84,12 +84,17 @@ impl Part {
     }
 }
 
-/// Cuts `x` along `dim`.
-pub(super) fn cut<const D: usize>(x: &Tensor<D>, dim: usize, sizes: &[usize]) -> Vec<Tensor<D>> {
+/// Cuts `x` along `dim`. Sizes may be 0, which Burn cannot narrow to.
+pub(super) fn cut<const D: usize>(x: &Tensor<D>, dim: usize, sizes: &[usize]) -> Vec<Part> {
+    let (mut shape, dtype) = (x.dims(), x.dtype());
     let mut start = 0;
     let part = |&size: &usize| {
+        shape[dim] = size;
+        let form = Form::new(&shape, dtype);
+        let n = form.n();
+        let data = (n > 0).then(|| x.clone().narrow(dim, start, size).reshape([n]));
         start += size;
-        x.clone().narrow(dim, start - size, size)
+        Part { form, data }
     };
     sizes.iter().map(part).collect()
 }
@@ -97,16 +102,19 @@ pub(super) fn cut<const D: usize>(x: &Tensor<D>, dim: usize, sizes: &[usize]) ->
 /// Cuts a part's elements, whatever its shape.
 pub(super) fn cut_flat(part: Part, sizes: &[usize]) -> Vec<Part> {
     match part.data {
-        Some(data) => cut(&data, 0, sizes).into_iter().map(Part::new).collect(),
+        Some(data) => cut(&data, 0, sizes),
         None => vec![Part { form: Form { shape: vec![0], ..part.form }, data: None }; sizes.len()],
     }
 }
 
-/// Puts tensors together along `dim`; one has elements at least, or they are all alike.
+/// Puts tensors together along `dim`; they agree in all other dimensions. Some or all may have no elements, which Burn
+/// cannot put together.
 pub(super) fn join<const D: usize>(parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
-    let empty = parts[0].clone();
-    let full: Vec<_> = parts.into_iter().filter(|part| part.dims()[dim] > 0).collect();
-    if full.is_empty() { empty } else { crate::ops::cat(full, dim) }
+    let mut shape = parts[0].dims();
+    shape[dim] = parts.iter().map(|part| part.dims()[dim]).sum();
+    let like = (&parts[0].device(), parts[0].dtype());
+    let full: Vec<_> = parts.into_iter().filter(|part| !part.dims().contains(&0)).collect();
+    if full.is_empty() { Tensor::empty(shape, like) } else { crate::ops::cat(full, dim) }
 }
 
 /// The sum of parts of one shape, in their order; halves are added in f32 and rounded once.

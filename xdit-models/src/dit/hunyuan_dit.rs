@@ -11,7 +11,7 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
 use xdit_core::dit::{
-    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TextStates, TokenGrid,
+    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TextStates, TokenGrid, attention_scale,
 };
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
@@ -311,7 +311,7 @@ impl AttentionPool {
         let x = Tensor::cat(vec![mean, x], 1) + self.positional_embedding.clone().unsqueeze();
         let heads = |linear: &Linear, x: Tensor<3>| split_heads(linear.forward(x), POOL_HEADS);
         let q = heads(&self.q, x.clone().narrow(1, 0, 1));
-        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let scale = attention_scale(q.dims()[3]);
         let y = attention(q, heads(&self.k, x.clone()), heads(&self.v, x), None, scale).out;
         self.c.forward(merge_heads(y)).squeeze_dim(1)
     }

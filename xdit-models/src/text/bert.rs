@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, positive};
@@ -175,7 +176,7 @@ impl Layer {
     fn forward(&self, x: Tensor<3>, bias: Option<&Tensor<4>>) -> Tensor<3> {
         let heads = |proj: &Linear| split_heads(proj.forward(x.clone()), self.n_heads);
         let q = heads(&self.query);
-        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let scale = attention_scale(q.dims()[3]);
         let y = attention(q, heads(&self.key), heads(&self.value), bias.cloned(), scale).out;
         let x = self.attention_norm.forward(self.attention_output.forward(merge_heads(y)) + x);
         let y = self.intermediate.forward_act(x.clone(), Activation::Gelu);

@@ -6,6 +6,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, positive};
@@ -210,7 +211,7 @@ impl EncoderLayer {
         let y = self.layer_norm1.forward(x.clone());
         let heads = |proj: &Linear| split_heads(proj.forward(y.clone()), self.n_heads);
         let q = heads(&self.q_proj);
-        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let scale = attention_scale(q.dims()[3]);
         let y = attention(q, heads(&self.k_proj), heads(&self.v_proj), Some(mask.clone()), scale).out;
         let x = x + self.out_proj.forward(merge_heads(y));
         let y = self.fc1.forward_act(self.layer_norm2.forward(x.clone()), self.act);

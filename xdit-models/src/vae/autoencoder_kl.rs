@@ -5,6 +5,7 @@
 use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::dit::attention_scale;
 use xdit_core::ops::{
     Conv2d, GroupNorm, Linear, attention, merge_heads, pixels_to_tokens, split_heads, to_dtype, tokens_to_pixels,
     upsample_nearest_2x,
@@ -339,7 +340,7 @@ impl MidAttention {
         let [_, c, height, width] = x.dims();
         let y = pixels_to_tokens(self.group_norm.forward(x.clone()));
         let head = |proj: &Linear| split_heads(proj.forward(y.clone()), 1);
-        let y = attention(head(&self.to_q), head(&self.to_k), head(&self.to_v), None, (c as f64).powf(-0.5)).out;
+        let y = attention(head(&self.to_q), head(&self.to_k), head(&self.to_v), None, attention_scale(c)).out;
         tokens_to_pixels(pixels_to_tokens(x) + self.to_out.forward(merge_heads(y)), height, width)
     }
 }
