@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use xdit_comm::local::World;
 use xdit_core::comm::{Cause, CommError, Communicator};
 use xdit_testing::mesh::{on_ranks, on_world};
@@ -17,8 +17,12 @@ fn x(value: f32) -> Tensor<1> {
     Tensor::full([4], value, &Device::flex())
 }
 
+fn host(x: Tensor<1>) -> Vec<f32> {
+    x.cast(DType::F32).into_data().try_to_vec().expect("f32")
+}
+
 fn receive(comm: &Comm, from: usize) -> Result<f32, CommError> {
-    Ok(comm.recv::<1>(from, [4], DType::F32)?.wait()?.into_data().try_to_vec().expect("f32")[0])
+    Ok(host(comm.recv(from, [4], DType::F32)?.wait()?)[0])
 }
 
 fn world(n: usize) -> World {
@@ -179,13 +183,10 @@ fn request(comm: &Comm, ring: &Comm, steps: usize, stop: usize) -> Result<f32, C
     let (rank, n) = (comm.rank(), comm.size());
     let mut value = rank as f32;
     for _ in 0..steps.min(stop) {
-        let posted = ring.rotate(x(value), [4])?;
-        let got: Vec<f32> = posted.wait()?.into_data().try_to_vec().expect("f32");
-        value = got[0];
+        value = host(ring.rotate(x(value), [4])?.wait()?)[0];
         comm.beat();
     }
-    let all = comm.all_gather(x(value), 0, &vec![4; n])?;
-    Ok(all.into_data().try_to_vec::<f32>().expect("f32")[4 * rank])
+    Ok(host(comm.all_gather(x(value), 0, &vec![4; n])?)[4 * rank])
 }
 
 #[test]
@@ -206,22 +207,20 @@ fn a_world_outlives_requests_that_all_ranks_end_at_one_step() {
 }
 
 #[test]
-fn devices_apart_share_no_memory() {
-    for (apart, world) in [World::new, World::apart].into_iter().enumerate() {
-        let found = on_world(world(vec![Device::flex(); 2]), |comm| {
-            let values = vec![comm.rank() as f32; 4096];
-            let mine = values.as_ptr() as usize;
-            let x = Tensor::<1>::from_data(TensorData::new(values, [4096]), &Device::flex());
-            // gives the memory itself back to the last holder of the tensor
-            let got = comm.rotate(x, [4096])?.wait()?.into_data();
-            let half = comm.rotate(Tensor::<1>::ones([3], &Device::flex()).cast(DType::BF16), [3])?.wait()?;
-            let values = got.as_slice::<f32>().expect("f32");
-            Ok::<_, CommError>((comm.slot(), mine, values.as_ptr() as usize, values[4095], half.dtype()))
-        });
-        let found: Vec<_> = found.into_iter().map(|x| x.unwrap().unwrap()).collect();
-        let (a, b) = (found[0], found[1]);
-        assert_eq!((a.0, b.0), (0, apart));
-        assert_eq!((a.2 == b.1, b.2 == a.1), (apart == 0, apart == 0));
-        assert_eq!((a.3, b.3, a.4), (1.0, 0.0, DType::BF16));
+fn equal_devices_are_one_unless_they_stand_apart() {
+    for (world, slots) in [(World::new as fn(_) -> World, [0, 0, 0]), (World::apart, [0, 1, 2])] {
+        for dtype in [DType::F32, DType::BF16] {
+            let found = on_world(world(vec![Device::flex(); 3]), |comm| {
+                let mine = x(comm.rank() as f32).cast(dtype);
+                // the sender keeps its own
+                let got = comm.rotate(mine.clone(), [4])?.wait()?;
+                let all = comm.all_gather(got, 0, &[4; 3])?;
+                Ok::<_, CommError>((comm.slot(), host(mine), all.dtype(), host(all)))
+            });
+            for (rank, found) in found.into_iter().enumerate() {
+                let all = [2.0, 0.0, 1.0].map(|x| [x; 4]).as_flattened().to_vec();
+                assert_eq!(found.unwrap(), Ok((slots[rank], vec![rank as f32; 4], dtype, all)));
+            }
+        }
     }
 }
