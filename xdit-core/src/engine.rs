@@ -1,12 +1,12 @@
 //! The denoising loop, written once for every model, sampler and attention strategy.
 
 mod bands;
+mod error;
 mod guidance;
 mod halt;
 mod messages;
 mod passes;
-
-use std::ops::Range;
+mod picture;
 
 use burn::tensor::{DType, Tensor};
 
@@ -15,111 +15,16 @@ use self::guidance::combine;
 use self::messages::Mail;
 use self::passes::Passes;
 use crate::comm::{CommError, Communicator};
-use crate::dit::{Attention, Ctx, Dit, Inputs, Positions, Streams, TextEmbeddings, TokenGrid};
+use crate::dit::{Attention, Ctx, Dit, Inputs, Positions, Streams};
 use crate::layout::{Shares, TokenLayout};
 use crate::observer::{Observer, Phase};
 use crate::sampler::Sampler;
 use crate::schedule::{Action, Payload, Schedule, Work};
 
+pub use self::error::{EngineError, suspect};
 pub use self::guidance::{Cfg, SkipLayers};
 pub use self::halt::{Halt, Reason};
-
-/// Why denoising ended without latents.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// A rank failed.
-    #[error(transparent)]
-    Comm(#[from] CommError),
-    /// The observer asked for it.
-    #[error("cancelled at step {step} of {n_steps}")]
-    Cancelled {
-        /// Steps that were done.
-        step: usize,
-        /// Steps that were asked for.
-        n_steps: usize,
-    },
-    /// Values that are no numbers any more.
-    #[error("latents hold {n_bad} non-finite values of {n} after step {step} of {n_steps}; {}", suspect(*dtype))]
-    NotFinite {
-        /// What the model computes in.
-        dtype: DType,
-        /// NaN and infinite values, among those of one rank.
-        n_bad: usize,
-        /// Values that it holds.
-        n: usize,
-        /// Steps that were done.
-        step: usize,
-        /// Steps that were asked for.
-        n_steps: usize,
-    },
-    /// The device could not give the latents back.
-    #[error("reading the latents from the device failed: {0}")]
-    Read(String),
-}
-
-impl EngineError {
-    /// Whether all ranks of the picture end with it at the same step, and their communicators stay good.
-    pub fn is_agreed(&self) -> bool {
-        matches!(self, Self::Cancelled { .. } | Self::NotFinite { .. })
-    }
-}
-
-/// What to look at where values are no numbers any more.
-pub fn suspect(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F16 => "f16 ends at 65504 and overflows where a checkpoint was not made for it: use bf16 or f32",
-        DType::BF16 => "a value in the weights may be non-finite, or rounding to bf16 too coarse: compare with f32",
-        _ => "f32 hardly overflows: a value in the weights may be non-finite, or they belong to another configuration",
-    }
-}
-
-/// One picture (or one batch of equal size) to denoise.
-pub struct Denoise<'a> {
-    /// Draws unit normal noise for the whole picture, `[batch, img_tokens, channels]`, f32: at first what it starts from,
-    /// then what samplers add at some steps. Every rank draws the same.
-    pub noise: Box<dyn FnMut() -> Tensor<3> + 'a>,
-    /// The picture in tokens.
-    pub grid: TokenGrid,
-    /// Its height and width in pixels.
-    pub size: [usize; 2],
-    /// The encoded prompt.
-    pub text: &'a TextEmbeddings,
-    /// For guidance-distilled models.
-    pub guidance: Option<f32>,
-    /// Classifier-free guidance, where it is wanted.
-    pub cfg: Option<Cfg<'a>>,
-}
-
-/// A rank's share in one picture: whom it shares it with, and how its attention finds their keys.
-pub struct Team<'a> {
-    /// The ranks that share the picture's tokens, in the order of their bands. Each holds one band of every patch, as even
-    /// as can be, and of the text tokens where the model's blocks change them.
-    pub sequence: &'a dyn Communicator,
-    /// How many of them, neighbours, trade heads.
-    pub ulysses: usize,
-    /// The ranks that share classifier-free guidance: the first predicts with the prompt, the second with the negative one.
-    pub cfg: &'a dyn Communicator,
-    /// The stages that share the blocks, the first one first.
-    pub stages: &'a dyn Communicator,
-    /// This stage's blocks.
-    pub blocks: Range<usize>,
-    /// Patches that the stages work on at once; one where there is one stage.
-    pub n_patches: usize,
-    /// Steps in which the stages work on the whole picture, one after the other.
-    pub warmup_steps: usize,
-    /// The attention of this rank's tokens.
-    pub attn: &'a mut dyn Attention,
-    /// Shared by all ranks of the picture.
-    pub halt: &'a Halt,
-}
-
-impl<'a> Team<'a> {
-    /// One device.
-    pub fn alone(dit: &dyn Dit, comm: &'a dyn Communicator, attn: &'a mut dyn Attention, halt: &'a Halt) -> Self {
-        let blocks = 0..dit.spec().n_blocks;
-        Self { sequence: comm, ulysses: 1, cfg: comm, stages: comm, blocks, n_patches: 1, warmup_steps: 0, attn, halt }
-    }
-}
+pub use self::picture::{Denoise, Team};
 
 /// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank.
 ///

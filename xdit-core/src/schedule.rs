@@ -15,6 +15,13 @@ pub struct Work {
     pub patch: Option<usize>,
 }
 
+impl Work {
+    /// Whether this is the first that its step computes.
+    pub fn is_first(self) -> bool {
+        self.patch.is_none_or(|patch| patch == 0)
+    }
+}
+
 /// What a message holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Payload {
@@ -95,7 +102,7 @@ impl Schedule {
         if before >= self.warmup_steps {
             return Some(work);
         }
-        work.patch.is_none_or(|patch| patch == 0).then_some(Work { patch: None, ..work })
+        work.is_first().then_some(Work { patch: None, ..work })
     }
 
     /// What a stage does, in this order.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::EngineError;
+use super::error::EngineError;
 use super::halt::{Halt, Reason};
 use crate::comm::{CommError, Communicator};
 use crate::layout::Shares;
@@ -73,7 +73,7 @@ impl<'t> Bands<'t> {
     /// - `more_noise`: draws the whole picture's noise; called at the step's first patch if the sampler wants some
     pub fn step(&mut self, work: Work, prediction: Tensor<3>, more_noise: &mut dyn FnMut() -> Tensor<3>) {
         let Work { step, patch } = work;
-        if super::passes::is_first(work) {
+        if work.is_first() {
             self.noise = self.sampler.needs_noise(step).then(more_noise);
         }
         let mut at = 0;

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::guidance::{Cfg, SkipLayers};
 use super::messages::StreamShapes;
-use super::{Denoise, Team};
+use super::picture::{Denoise, Team};
 use crate::comm::CommError;
 use crate::dit::{Cond, Ctx, Dit, Inputs, Pass, Positions, Streams, TextEmbeddings};
 use crate::layout::{Shares, TokenLayout};
@@ -112,7 +112,7 @@ impl<'t, 'r> Passes<'t, 'r> {
 
     /// Whether the text goes along from stage to stage: text that blocks change, once a step, with the first patch.
     pub fn takes_txt_along(&self, work: Work) -> bool {
-        self.dit.spec().joint && is_first(work)
+        self.dit.spec().joint && work.is_first()
     }
 
     /// The shapes of what comes in front of a block.
@@ -149,7 +149,7 @@ impl<'t, 'r> Passes<'t, 'r> {
                 Some(latents) => Streams::new(None, self.dit.embed_img(latents.clone(), positions)),
                 None => inbox.next().expect("the message of this work was received"),
             };
-            let is_here = !self.dit.spec().joint || (self.is_first_stage && is_first(work));
+            let is_here = !self.dit.spec().joint || (self.is_first_stage && work.is_first());
             if is_here {
                 x.txt = match self.dit.spec().txt_each_step {
                     true => Some(prompt.embed(self.dit, team, work.step)),
@@ -228,9 +228,4 @@ impl<'r> Prompt<'r> {
     fn positions(&self, patch: Option<usize>) -> &Positions {
         patch.map_or(&self.whole, |patch| &self.patches[patch])
     }
-}
-
-/// Whether this is the first that a step computes.
-pub fn is_first(work: Work) -> bool {
-    work.patch.is_none_or(|patch| patch == 0)
 }

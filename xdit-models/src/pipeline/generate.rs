@@ -3,7 +3,6 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::comm::Communicator;
 use xdit_core::dit::{DitSpec, TextEmbeddings};
@@ -15,17 +14,17 @@ use xdit_core::stages::stages;
 
 use crate::pipeline::architecture::{Architecture, Guidance};
 use crate::pipeline::binning::Binning;
-use crate::pipeline::components::{ALL_BLOCKS, Components};
+use crate::pipeline::components::Components;
 use crate::pipeline::draw::{Pictures, Product, Stage};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::memory::RankMemory;
 use crate::pipeline::options::{ModelSource, Options};
+use crate::pipeline::reading::{Held, Reader};
 use crate::pipeline::registry;
 use crate::pipeline::request::{Defaults, Output, OutputType, Request, RequestError, Settings};
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
-use crate::vae::Vae;
 use crate::{builtin, hub};
 
 /// A request's guidance, as the engine takes it.
@@ -53,16 +52,8 @@ pub struct Pipeline {
     pub(super) mesh: Mesh,
     launch: Option<Box<Launch>>,
     workers: Workers,
-    // read by the first request and kept for the next; by slot; ranks of one slot share them
-    stages: Vec<(usize, usize, Arc<Stage>)>,
-    vaes: Vec<(usize, Arc<dyn Vae>)>,
+    held: Held,
     ranks: Vec<RankMemory>,
-}
-
-/// What a rank has read.
-enum Weights {
-    Stage(usize, Stage),
-    Vae(Box<dyn Vae>),
 }
 
 impl Pipeline {
@@ -112,8 +103,7 @@ impl Pipeline {
             launch: Some(Box::new(launch)),
             workers: Workers::default(),
             mesh,
-            stages: Vec::new(),
-            vaes: Vec::new(),
+            held: Held::default(),
             ranks: Vec::new(),
         })
     }
@@ -172,9 +162,10 @@ impl Pipeline {
         let n_patches = self.n_patches(&settings, &guidance)?;
         self.launch()?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
-        self.read_stages(blocks, observer)?;
+        let reader = Reader { workers: &self.workers, components: &self.components, mesh: self.mesh };
+        reader.stages(self.architecture, blocks, &mut self.held, observer)?;
         if request.output == OutputType::Picture {
-            self.read_vaes(observer)?;
+            reader.vaes(&mut self.held, observer)?;
         }
         let seeds = (0..request.num_images).map(|i| request.seed.wrapping_add(i as u64)).collect();
         let pictures = Pictures {
@@ -213,17 +204,13 @@ impl Pipeline {
         each: &mut dyn FnMut(Output) -> ControlFlow<()>,
     ) -> Result<(), PipelineError> {
         let pictures = Arc::new(pictures);
-        let (mesh, stages, vaes) = (self.mesh, self.stages.clone(), self.vaes.clone());
+        let (mesh, held) = (self.mesh, self.held.clone());
         let places = self.workers.ranks();
         let stage_of = |rank: usize| mesh.coordinate(rank, Axis::Pipefusion);
-        let stage = move |slot: usize, stage: usize| {
-            let found = stages.iter().find(|(at, i, _)| (*at, *i) == (slot, stage));
-            Arc::clone(&found.expect("every rank's stage was read").2)
-        };
         self.ranks = places
             .iter()
             .map(|(rank, slot)| {
-                let Stage { blocks, weight_bytes, .. } = &*stage(*slot, stage_of(*rank));
+                let Stage { blocks, weight_bytes, .. } = &*held.stage(*slot, stage_of(*rank));
                 RankMemory {
                     stage: stage_of(*rank),
                     blocks: blocks.clone(),
@@ -234,9 +221,9 @@ impl Pipeline {
             .collect();
         let (plan, ranks) = (Arc::clone(&pictures), &mut self.ranks);
         let job = move |worker: &mut Worker, desk: &mut Desk<Product>| {
-            let stage = stage(worker.world.slot(), worker.stage);
-            let vae = vaes.iter().find(|(at, _)| *at == worker.world.slot()).map(|(_, vae)| &**vae);
-            pictures.draw(worker, &stage, vae, desk)
+            let slot = worker.world.slot();
+            let (stage, vae) = (held.stage(slot, worker.stage), held.vae(slot));
+            pictures.draw(worker, &stage, vae.as_deref(), desk)
         };
         let all: Vec<usize> = (0..places.len()).collect();
         self.workers.run(&all, job, observer, &mut |rank, product| match product {
@@ -260,86 +247,6 @@ impl Pipeline {
         let Options { parallel, pipefusion, .. } = &self.components.options;
         let costs = self.architecture.costs(&self.components)?;
         Ok(stages(&costs, parallel.pipefusion, pipefusion.split.as_deref())?)
-    }
-
-    /// Has one rank of each device read what its ranks need, if they have not got it yet: all devices at once.
-    fn read(
-        &self,
-        wanted: Vec<Vec<usize>>,
-        observer: &mut dyn Observer,
-        read: impl Fn(&Components, &Device, usize, &mut dyn Observer) -> Result<Weights, PipelineError>
-        + Send
-        + Sync
-        + 'static,
-    ) -> Result<Vec<(usize, Weights)>, PipelineError> {
-        let places = self.workers.ranks();
-        let readers: Vec<usize> = (0..places.len()).filter(|i| !wanted[*i].is_empty()).collect();
-        let components = Arc::clone(&self.components);
-        let at = places.iter().map(|(rank, _)| *rank).zip(wanted).collect::<Vec<_>>();
-        let job = move |worker: &mut Worker, desk: &mut Desk<Weights>| {
-            let mine = at.iter().filter(|(rank, _)| *rank == worker.world.rank()).flat_map(|(_, wanted)| wanted);
-            mine.copied().try_for_each(|what| {
-                let weights = read(&components, worker.device(), what, desk)?;
-                desk.hand_over(weights);
-                Ok(())
-            })
-        };
-        let mut all = Vec::new();
-        self.workers.run(&readers, job, observer, &mut |rank, weights| {
-            all.push((places[rank].1, weights));
-            ControlFlow::Continue(())
-        })?;
-        Ok(all)
-    }
-
-    /// What each rank is to read: of several that need the same on the same device only the first reads it.
-    fn wanted(&self, need: impl Fn(usize) -> Option<usize>, has: impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
-        let places = self.workers.ranks();
-        let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); places.len()];
-        for (rank, slot) in &places {
-            let Some(what) = need(*rank).filter(|what| !has(*slot, *what)) else { continue };
-            let reader = places.iter().position(|(_, at)| at == slot).expect("the rank itself at least");
-            if !wanted[reader].contains(&what) {
-                wanted[reader].push(what);
-            }
-        }
-        wanted
-    }
-
-    fn read_stages(&mut self, blocks: Vec<Range<usize>>, observer: &mut dyn Observer) -> Result<(), PipelineError> {
-        let (mesh, architecture, alone) = (self.mesh, self.architecture, blocks.len() == 1);
-        let has = |slot, stage| self.stages.iter().any(|(at, i, _)| (*at, *i) == (slot, stage));
-        let wanted = self.wanted(|rank| Some(mesh.coordinate(rank, Axis::Pipefusion)), has);
-        let read = self.read(wanted, observer, move |components, device, stage, observer| {
-            let blocks = blocks[stage].clone();
-            let wanted = if alone { ALL_BLOCKS } else { blocks.clone() };
-            let (dit, weight_bytes) = architecture.dit(components, device, wanted, observer)?;
-            Ok(Weights::Stage(stage, Stage { blocks, weight_bytes, dit }))
-        })?;
-        for (slot, weights) in read {
-            if let Weights::Stage(i, stage) = weights {
-                self.stages.push((slot, i, Arc::new(stage)));
-            }
-        }
-        Ok(())
-    }
-
-    /// For the ranks that decode.
-    fn read_vaes(&mut self, observer: &mut dyn Observer) -> Result<(), PipelineError> {
-        let mesh = self.mesh;
-        let speaks =
-            |rank: usize| Axis::ALL.iter().all(|axis| *axis == Axis::Data || mesh.coordinate(rank, *axis) == 0);
-        let has = |slot, _| self.vaes.iter().any(|(at, _)| *at == slot);
-        let wanted = self.wanted(|rank| speaks(rank).then_some(0), has);
-        let read = self.read(wanted, observer, |components, device, _, observer| {
-            Ok(Weights::Vae(components.vae(device, observer)?))
-        })?;
-        for (slot, weights) in read {
-            if let Weights::Vae(vae) = weights {
-                self.vaes.push((slot, Arc::from(vae)));
-            }
-        }
-        Ok(())
     }
 
     /// The number of patches, if the request can be shared out.

@@ -22,6 +22,7 @@ mod draw;
 mod generate;
 mod memory;
 mod plan;
+mod reading;
 mod workers;
 
 pub use self::error::PipelineError;
