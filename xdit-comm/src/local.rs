@@ -2,7 +2,8 @@
 //!
 //! Tensors of Burn are `Send`: a message is a handle that lies in a table of the world until its receiver takes it, and
 //! no element is copied unless ranks have different devices. All that threads wait for is in that table, behind one
-//! lock and one condition variable, and the first failure is recorded there: so whoever waits learns of it at once.
+//! lock and one condition variable, and the first failure is recorded there: so whoever waits learns of it at once. Those
+//! who wait also watch for signs of life of those whom they wait for, and so need no thread that does.
 
 mod clock;
 mod rank;
