@@ -101,11 +101,11 @@ fn before_the_first_picture() {
 #[test]
 fn the_second_time_ends_at_once() {
     let dir = TempDir::new().expect("a folder");
-    // one step of many tokens, in which nobody looks at the first signal
+    // blocks of many tokens, in each of which nobody looks at the first signal
     let mut child = start(&dir, &["--height", "2048", "--width", "2048", "-o", "large/"]);
     let mut said = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let loaded =
-        said.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("load: ") && line.contains("transformer")));
+    // the decoder is read last
+    let loaded = said.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("load: ") && line.contains("vae")));
     assert!(loaded.is_some());
     signal(&child, "INT");
     // again until it is seen: two that come at the same time are one
