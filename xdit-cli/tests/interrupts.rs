@@ -44,7 +44,8 @@ fn pictures(folder: &Path) -> usize {
 
 #[test]
 fn what_is_finished_stays() {
-    for (name, more) in [("INT", &[][..]), ("TERM", &["--json"])] {
+    let ranks = &["--ulysses-degree", "2", "--data-parallel-degree", "2"];
+    for (name, more) in [("INT", &[][..]), ("TERM", &["--json"]), ("INT", ranks)] {
         let dir = TempDir::new().expect("a folder");
         let folder = dir.path().join("many");
         let child = start(&dir, &[&["-n", "30", "-o", "many/"], more].concat());
