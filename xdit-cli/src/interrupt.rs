@@ -20,13 +20,18 @@ impl Interrupt {
     /// # Errors
     /// A system that refuses it.
     pub fn listen() -> io::Result<Self> {
-        let raised = Arc::new(AtomicBool::new(false));
+        let Self(raised) = Self::new(false);
         for signal in [SIGINT, SIGTERM] {
             // in this order: the first signal finds the flag not yet set
             flag::register_conditional_shutdown(signal, EXIT_CODE.into(), Arc::clone(&raised))?;
             flag::register(signal, Arc::clone(&raised))?;
         }
         Ok(Self(raised))
+    }
+
+    /// Without any signal.
+    pub fn new(raised: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(raised)))
     }
 
     pub fn raised(&self) -> bool {

@@ -10,6 +10,9 @@ use crate::device::Devices;
 const WORLD_SIZE: [(&str, &str); 4] =
     [("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "Slurm"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "mpirun")];
 
+/// With more, making their groups takes minutes, in which nobody can stop it.
+const MOST_RANKS: usize = 256;
+
 /// Ranks are threads of one process until there is a transport between processes: many processes would each draw all
 /// pictures.
 pub fn check_environment() -> Result<()> {
@@ -29,6 +32,9 @@ pub fn ranks(
     devices: &Devices,
     n_ranks: usize,
 ) -> Result<impl FnOnce(usize) -> Vec<Box<dyn Communicator>> + Send + 'static> {
+    if n_ranks > MOST_RANKS {
+        bail!("{n_ranks} ranks are more than the {MOST_RANKS} that one process has as threads");
+    }
     let devices = devices.open_all(n_ranks)?;
     Ok(move |n_ranks| match devices.len() {
         1 => World::new(vec![devices[0].clone(); n_ranks]).communicators(),

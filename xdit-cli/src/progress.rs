@@ -71,6 +71,10 @@ impl Progress {
         &self.warnings
     }
 
+    fn flow(&self) -> ControlFlow<()> {
+        if self.interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
     fn amount(phase: Phase, n: u64) -> String {
         match phase {
             Phase::Download | Phase::Load => HumanBytes(n).to_string(),
@@ -109,10 +113,20 @@ impl Observer for Progress {
                 complain(&format!("{phase}: {done}/{total} {} ({seconds:.1} s)", running.what));
             }
         }
-        if self.interrupt.raised() {
-            return ControlFlow::Break(());
+        self.flow()
+    }
+
+    fn blocks(&mut self, step: usize, done: usize, total: usize) -> ControlFlow<()> {
+        if let Some(running) = &mut self.running {
+            let within = if done < total { format!(", block {done}/{total}") } else { String::new() };
+            running.bar.set_message(format!("{}{within}", running.what));
+            if self.mode == Mode::Lines && running.told_at.elapsed() > SILENCE {
+                running.told_at = Instant::now();
+                let seconds = running.start.elapsed().as_secs_f64();
+                complain(&format!("{}: step {}{within} ({seconds:.1} s)", Phase::Denoise, step + 1));
+            }
         }
-        ControlFlow::Continue(())
+        self.flow()
     }
 
     fn blocks(&mut self, step: usize, done: usize, total: usize) -> ControlFlow<()> {
@@ -147,6 +161,21 @@ impl Observer for Progress {
         self.warnings.push(message.into());
         if self.mode != Mode::Silent {
             self.bars.suspend(|| complain(&format!("warning: {message}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_ends_a_phase_within_a_step() {
+        for (raised, flow) in [(false, ControlFlow::Continue(())), (true, ControlFlow::Break(()))] {
+            let mut progress = Progress::new(true, false, Interrupt::new(raised));
+            progress.begin(Phase::Denoise, "steps", 2);
+            assert_eq!(progress.blocks(0, 1, 8), flow);
+            assert_eq!(progress.advance(Phase::Denoise, 1), flow);
         }
     }
 }

@@ -44,7 +44,8 @@ fn pictures(folder: &Path) -> usize {
 
 #[test]
 fn what_is_finished_stays() {
-    for (name, more) in [("INT", &[][..]), ("TERM", &["--json"])] {
+    let ranks = &["--ulysses-degree", "2", "--data-parallel-degree", "2"];
+    for (name, more) in [("INT", &[][..]), ("TERM", &["--json"]), ("INT", ranks)] {
         let dir = TempDir::new().expect("a folder");
         let folder = dir.path().join("many");
         let child = start(&dir, &[&["-n", "30", "-o", "many/"], more].concat());
@@ -101,11 +102,11 @@ fn before_the_first_picture() {
 #[test]
 fn the_second_time_ends_at_once() {
     let dir = TempDir::new().expect("a folder");
-    // one step of many tokens, in which nobody looks at the first signal
+    // blocks of many tokens, in each of which nobody looks at the first signal
     let mut child = start(&dir, &["--height", "2048", "--width", "2048", "-o", "large/"]);
     let mut said = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let loaded =
-        said.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("load: ") && line.contains("transformer")));
+    // the decoder is read last
+    let loaded = said.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("load: ") && line.contains("vae")));
     assert!(loaded.is_some());
     signal(&child, "INT");
     // again until it is seen: two that come at the same time are one

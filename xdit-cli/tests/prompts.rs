@@ -126,6 +126,8 @@ fn devices_are_one_for_all_or_one_for_each() {
     let counts = with(&["--devices", "cpu,cpu", "--ulysses-degree", "4"]);
     let message = "2 devices for 4 ranks; give one for all or one for each";
     fails(&dir, counts, 1, &[message]);
+    let many = with(&["--data-parallel-degree", "16384", "--use-cfg-parallel"]);
+    fails(&dir, many, 1, &["32768 ranks are more than the 256 that one process has as threads"]);
     fails(&dir, xdit(&dir, &["plan", "--device", "cuda:0,cuda:1", "--ulysses-degree", "4"]), 1, &[message]);
     fails(&dir, with(&["--device", "cpu,gpu"]), 2, &["\"gpu\" is none of cpu, cuda:N and wgpu"]);
     fails(&dir, with(&["--device", "cpu,"]), 2, &["\"\" is none of"]);
