@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::{cpu, to_dtype, to_f32};
+use super::{choose, cpu, to_dtype, to_f32};
 
 /// What attention returns.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Attended {
 ///
 /// Scores and sums are f32 in every dtype. Any `head_dim`. A row whose keys are all hidden yields zeros and `-inf`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
-    cpu::attention(&q, &k, &v, bias.as_ref(), scale).unwrap_or_else(|| portable(q, k, v, bias, scale))
+    choose::on(&q).cpu(|| cpu::attention(&q, &k, &v, bias.as_ref(), scale)).portable(|| portable(q, k, v, bias, scale))
 }
 
 fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
@@ -42,7 +42,7 @@ fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, s
 /// Attention over the keys of both, from attention over either: each output weighted by its share of the sum of
 /// exponentials, in f32.
 pub fn merge_attended(a: Attended, b: Attended) -> Attended {
-    cpu::merge_attended(&a, &b).unwrap_or_else(|| portable_merge(a, b))
+    choose::on(&a.out).cpu(|| cpu::merge_attended(&a, &b)).portable(|| portable_merge(a, b))
 }
 
 fn portable_merge(a: Attended, b: Attended) -> Attended {

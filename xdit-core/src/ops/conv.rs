@@ -5,7 +5,7 @@
 
 use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 
-use super::{cpu, to_dtype, to_f32};
+use super::{choose, cpu, to_dtype, to_f32};
 use crate::checkpoint::{LoadError, Loader};
 
 /// A convolution with stride 1 that keeps height and width: its kernel is `k x k` for an odd `k`, padded by `k / 2`.
@@ -28,20 +28,14 @@ impl Conv2d {
 
     /// `[batch, in, height, width] -> [batch, out, height, width]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        match cpu::conv2d(&x, self, None) {
-            Some(y) => y,
-            None => self.portable(x),
-        }
+        choose::on(&x).cpu(|| cpu::conv2d(&x, self, None)).portable(|| self.portable(x))
     }
 
     /// `forward(x) + residual`
     ///
     /// - `residual`: `[batch, out, height, width]`
     pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
-        match cpu::conv2d(&x, self, Some(&residual)) {
-            Some(y) => y,
-            None => self.portable(x) + residual,
-        }
+        choose::on(&x).cpu(|| cpu::conv2d(&x, self, Some(&residual))).portable(|| self.portable(x) + residual)
     }
 
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
@@ -76,18 +70,12 @@ impl GroupNorm {
 
     /// `[batch, channels, height, width]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        match cpu::group_norm(&x, self, false) {
-            Some(y) => y,
-            None => self.portable(x),
-        }
+        choose::on(&x).cpu(|| cpu::group_norm(&x, self, false)).portable(|| self.portable(x))
     }
 
     /// `silu(forward(x))`
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        match cpu::group_norm(&x, self, true) {
-            Some(y) => y,
-            None => activation::silu(self.portable(x)),
-        }
+        choose::on(&x).cpu(|| cpu::group_norm(&x, self, true)).portable(|| activation::silu(self.portable(x)))
     }
 
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
@@ -104,11 +92,10 @@ impl GroupNorm {
 
 /// Each pixel four times: `[batch, channels, height, width] -> [batch, channels, 2 height, 2 width]`.
 pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
-    if let Some(y) = cpu::upsample_nearest_2x(&x) {
-        return y;
-    }
     let [b, c, h, w] = x.dims();
-    x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w])
+    choose::on(&x)
+        .cpu(|| cpu::upsample_nearest_2x(&x))
+        .portable(|| x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w]))
 }
 
 /// `[batch, channels, height, width] -> [batch, height * width, channels]`, a view on the CPU.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, activation};
 
-use super::cpu;
+use super::{cat, choose, cpu};
 use crate::checkpoint::{LoadError, Loader};
 
 /// What follows a dense layer, fused into it where the device can.
@@ -23,9 +23,10 @@ pub enum Activation {
 impl Activation {
     /// Applies it elementwise.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        if let Some(y) = cpu::activation(&x, self) {
-            return y;
-        }
+        choose::on(&x).cpu(|| cpu::activation(&x, self)).portable(|| self.portable(x))
+    }
+
+    fn portable<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Identity => x,
             Self::GeluTanh => activation::gelu_approximate(x),
@@ -55,10 +56,8 @@ impl Linear {
     /// - `weight`: `[out, in]`
     /// - `bias`: `[out]`
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        let weight = match cpu::Panels::of(&weight) {
-            Some(panels) => Weight::Panels(panels),
-            None => Weight::Rows(weight),
-        };
+        let weight =
+            choose::on(&weight).cpu(|| cpu::Panels::of(&weight).map(Weight::Panels)).portable(|| Weight::Rows(weight));
         Self { weight, bias }
     }
 
@@ -94,7 +93,8 @@ impl Linear {
         }
     }
 
-    /// The weight's precision.
+    /// The precision of the products: inputs are to come in it. A quantised weight takes less memory per number than this
+    /// says.
     pub fn dtype(&self) -> DType {
         match &self.weight {
             Weight::Rows(weight) => weight.dtype(),
@@ -125,7 +125,7 @@ fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) ->
         Weight::Panels(panels) => return cpu::dense(&xs, panels, layer.bias.as_ref(), act),
         Weight::Rows(weight) => weight.clone(),
     };
-    let x = if xs.len() == 1 { xs.into_iter().next().expect("one input") } else { Tensor::cat(xs, D - 1) };
+    let x = cat(xs, D - 1);
     let mut dims = x.dims();
     let (rows, d_in) = (dims[..D - 1].iter().product::<usize>(), dims[D - 1]);
     dims[D - 1] = layer.d_out();

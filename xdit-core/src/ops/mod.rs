@@ -3,7 +3,8 @@
 //!
 //! Every function works on every Burn device by composition of Burn's operations. On the CPU (Burn's Flex backend) the
 //! hot ones run in `ops/cpu`: fused, on all cores, without copies or transposes. The two agree to rounding, which the
-//! tests at the foot of each file hold.
+//! tests at the foot of each file hold. `ops/choose.rs` is the one place that picks: kernels for another device are a
+//! folder beside `ops/cpu` and an arm there.
 //!
 //! Conventions: tokens are `[batch, tokens, d]`; heads are `[batch, heads, tokens, head_dim]` (often a view of
 //! `[batch, tokens, heads, head_dim]` memory); weights keep the checkpoint's `[out, in]` layout. Reductions
@@ -12,6 +13,7 @@
 //! A wrong shape is a bug of the caller and panics.
 
 mod attention;
+mod choose;
 mod conv;
 mod cpu;
 mod linear;

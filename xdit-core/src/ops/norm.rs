@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{cpu, to_dtype, to_f32};
+use super::{choose, cpu, to_dtype, to_f32};
 use crate::checkpoint::{LoadError, Loader};
 
 /// A layer norm with the checkpoint's scale and shift.
@@ -27,9 +27,10 @@ impl LayerNorm {
 
     /// `[.., d]`, normalised over `d`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        if let Some(y) = cpu::layer_norm(&x, &self.weight, &self.bias, self.eps) {
-            return y;
-        }
+        choose::on(&x).cpu(|| cpu::layer_norm(&x, &self.weight, &self.bias, self.eps)).portable(|| self.portable(x))
+    }
+
+    fn portable<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let y = layer_norm(to_f32(x), self.eps);
         let y = y * to_f32(self.weight.clone()).unsqueeze() + to_f32(self.bias.clone()).unsqueeze();
@@ -79,9 +80,12 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 /// - `x`: `[batch, tokens, d]`
 /// - `shift`, `scale`: `[batch, d]`
 pub fn modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
-    if let Some(y) = cpu::modulated_norm(&x, &shift, &scale, eps) {
-        return y;
-    }
+    choose::on(&x)
+        .cpu(|| cpu::modulated_norm(&x, &shift, &scale, eps))
+        .portable(|| portable_modulated_norm(x, shift, scale, eps))
+}
+
+fn portable_modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
     let dtype = x.dtype();
     let y = layer_norm(to_f32(x), eps);
     let y = y * (to_f32(scale) + 1.0).unsqueeze_dim(1) + to_f32(shift).unsqueeze_dim(1);
@@ -101,7 +105,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> T
 /// - `x`, `y`: `[batch, tokens, d]`
 /// - `gate`: `[batch, d]`
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
-    cpu::gated_residual(&x, &gate, &y).unwrap_or_else(|| x + gate.unsqueeze_dim(1) * y)
+    choose::on(&x).cpu(|| cpu::gated_residual(&x, &gate, &y)).portable(|| x + gate.unsqueeze_dim(1) * y)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::norm::HeadNorm;
-use super::{cpu, to_dtype, to_f32};
+use super::{choose, cpu, to_dtype, to_f32};
 
 /// Cosines and sines per token and pair of channels: channels `2i` and `2i + 1` of a head turn by the angle `i`.
 ///
@@ -62,7 +62,7 @@ pub fn norm_rope(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Ten
     if rope.is_none() && matches!(norm, HeadNorm::None) {
         return x;
     }
-    cpu::norm_rope(&x, norm, rope).unwrap_or_else(|| portable(x, norm, rope))
+    choose::on(&x).cpu(|| cpu::norm_rope(&x, norm, rope)).portable(|| portable(x, norm, rope))
 }
 
 fn portable(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Tensor<4> {

@@ -1,14 +1,15 @@
 //! Dense layers, whose weights lie in the order in which the `gemm` crate reads them.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Element, Tensor, TensorData, bf16, f16};
-use burn_dispatch::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::gemm::{LONGEST_SUM, Mat, tiles};
+use super::gemm::{LONGEST_SUM, Mat, Tile, tiles};
+use super::host::{Host, buffer, flex_of, tensor, tensor_of};
 use super::rows::apply_activation;
 use super::simd::vectorised;
-use super::{Host, buffer, tensor};
 use crate::ops::linear::Activation;
 
 /// Output features of a panel: what the widest kernel of the `gemm` crate computes at once (AVX-512's).
@@ -32,11 +33,7 @@ pub struct Panels {
 impl Panels {
     /// `None` if `weight`, `[out, in]`, is not on the CPU backend or not row-major.
     pub fn of(weight: &Tensor<2>) -> Option<Self> {
-        let DispatchTensor { kind: DispatchTensorKind::Flex(BackendTensor::Float(x)), .. } =
-            weight.clone().into_dispatch()
-        else {
-            return None;
-        };
+        let x = flex_of(weight)?;
         let [d_out, d_in] = weight.dims();
         // the zeros that stand for a missing tensor are one zero in memory, and shall stay so
         if !x.is_contiguous() || d_out * d_in == 0 {
@@ -49,9 +46,7 @@ impl Panels {
             DType::F16 => panels(&x.storage::<f16>()[place], d_in),
             _ => return None,
         };
-        let kind = DispatchTensorKind::Flex(BackendTensor::Float(FlexTensor::from_data(data)));
-        let values = Tensor::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled });
-        Some(Self { values, d_out, d_in })
+        Some(Self { values: tensor_of(FlexTensor::from_data(data)), d_out, d_in })
     }
 
     pub fn d_out(&self) -> usize {
@@ -104,52 +99,84 @@ pub fn dense<const D: usize>(
     let bias = bias.map(|b| Host::rows_of(b).expect("a bias is where its weight is"));
     dims[D - 1] = n;
     let mut out = buffer(m * n);
-    let inputs: Vec<_> = hosts.iter().map(|(x, stride)| (x.slice(), x.dims[x.dims.len() - 1], *stride)).collect();
-    let d_in = inputs.iter().map(|(_, k, _)| k).sum::<usize>();
+    let inputs: Vec<_> = hosts
+        .iter()
+        .map(|(x, stride)| Input { values: x.slice(), d_in: x.dims[x.dims.len() - 1], stride: *stride })
+        .collect();
+    let d_in = inputs.iter().map(|input| input.d_in).sum::<usize>();
     assert_eq!(d_in, weight.d_in, "input features");
+    let product = Product { inputs, panels: panels.slice(), d_in, d_out: n };
     tiles(&mut out, [m, n], WIDTH, |tile, rows, cols| {
+        product.write(tile, rows, cols.clone());
+        finish(tile, bias.as_ref().map(|b| &b.slice()[cols]), act);
+    });
+    tensor(out, dims, hosts[0].0.dtype)
+}
+
+/// One of the matrices that are multiplied as if they stood side by side.
+struct Input<'a> {
+    values: &'a [f32],
+    d_in: usize,
+    /// From row to row.
+    stride: usize,
+}
+
+/// The inputs times the weight.
+struct Product<'a> {
+    inputs: Vec<Input<'a>>,
+    panels: &'a [f32],
+    /// Input features of all inputs together.
+    d_in: usize,
+    d_out: usize,
+}
+
+impl Product<'_> {
+    /// Writes a tile of the product.
+    fn write(&self, tile: &mut Tile<'_>, rows: Range<usize>, cols: Range<usize>) {
         let mut at = 0;
-        for (x, k, stride) in &inputs {
-            for from in (0..*k).step_by(LONGEST_SUM) {
-                let k = LONGEST_SUM.min(k - from);
+        for input in &self.inputs {
+            for from in (0..input.d_in).step_by(LONGEST_SUM) {
+                let k = LONGEST_SUM.min(input.d_in - from);
                 let mut row = 0;
                 while row < rows.len() {
                     // a last row that were alone takes some from those before it
                     let left = rows.len() - row;
                     let height = if left == ROWS + 1 { ROWS - 6 } else { left.min(ROWS) };
                     let x = Mat {
-                        data: &x[(rows.start + row) * stride + from..],
+                        data: &input.values[(rows.start + row) * input.stride + from..],
                         rows: height,
                         cols: k,
-                        row_stride: *stride,
+                        row_stride: input.stride,
                         col_stride: 1,
                     };
                     for col in cols.clone().step_by(PANEL) {
-                        let width = PANEL.min(n - col);
-                        let w = Mat::packed(&panels.slice()[col * d_in + (at + from) * width..], k, width);
+                        let width = PANEL.min(self.d_out - col);
+                        let w = Mat::packed(&self.panels[col * self.d_in + (at + from) * width..], k, width);
                         let first = col - cols.start;
                         tile.part(row..row + height, first..first + width).gemm_at_once(at + from > 0, 1.0, x, w);
                     }
                     row += height;
                 }
             }
-            at += k;
+            at += input.d_in;
         }
-        let bias = bias.as_ref().map(|b| &b.slice()[cols]);
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..tile.n_rows() {
-                    let row = tile.row(i);
-                    if let Some(bias) = bias {
-                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                    }
-                    apply_activation(row, act);
+    }
+}
+
+/// Adds the bias and applies the activation.
+fn finish(tile: &mut Tile<'_>, bias: Option<&[f32]>, act: Activation) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for i in 0..tile.n_rows() {
+                let row = tile.row(i);
+                if let Some(bias) = bias {
+                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
                 }
-            },
-        );
-    });
-    tensor(out, dims, hosts[0].0.dtype)
+                apply_activation(row, act);
+            }
+        },
+    );
 }
 
 /// The rows of `x` and the stride between them; a copy of views that have none.

@@ -3,8 +3,8 @@
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::host::{Host, buffer, rows_per_task, tensor};
 use super::simd::{self, vectorised};
-use super::{Host, buffer, rows_per_task, tensor};
 use crate::ops::attention::Attended;
 use crate::ops::linear::Activation;
 use crate::ops::norm::HeadNorm;

@@ -1,0 +1,82 @@
+//! Which kernels compute an operation: those for the device that its tensors are on, else Burn's own operations.
+
+use burn::tensor::Tensor;
+use burn_dispatch::DispatchDevice;
+
+/// Whose kernels serve a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// Those of `ops/cpu`.
+    Cpu,
+    /// Burn's.
+    Burn,
+}
+
+impl Kernels {
+    fn of<const D: usize>(x: &Tensor<D>) -> Self {
+        // The device tells more than the kind of the tensor: CUDA's and wgpu's are one kind to Burn. Kernels for CUDA
+        // get an arm here (`DispatchDevice::Cube(CubeDevice::Cuda(_))`) and a method beside `Choice::cpu`.
+        if matches!(x.device().as_dispatch(), DispatchDevice::Flex(_)) { Self::Cpu } else { Self::Burn }
+    }
+}
+
+/// An operation on its way from kernel to kernel until one has computed it.
+#[must_use = "nothing is sure to be computed without `portable`"]
+pub(super) struct Choice<R> {
+    kernels: Kernels,
+    done: Option<R>,
+}
+
+/// Chooses by the device of `x`, which all operands share:
+///
+/// ```ignore
+/// on(&x).cpu(|| cpu::silu(&x)).portable(|| activation::silu(x))
+/// ```
+pub(super) fn on<const D: usize, R>(x: &Tensor<D>) -> Choice<R> {
+    Choice { kernels: Kernels::of(x), done: None }
+}
+
+impl<R> Choice<R> {
+    /// The kernel for the CPU; it may decline.
+    pub(super) fn cpu(self, kernel: impl FnOnce() -> Option<R>) -> Self {
+        match self.kernels {
+            Kernels::Cpu => Self { done: kernel(), ..self },
+            Kernels::Burn => self,
+        }
+    }
+
+    /// What serves wherever no kernel has: a composition of Burn's operations.
+    pub(super) fn portable(self, compose: impl FnOnce() -> R) -> R {
+        self.done.unwrap_or_else(compose)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn choose(kernels: Kernels, cpu: Option<&'static str>) -> &'static str {
+        Choice { kernels, done: None }.cpu(|| cpu).portable(|| "portable")
+    }
+
+    #[test]
+    fn the_device_decides() {
+        assert_eq!(Kernels::of(&Tensor::<1>::zeros([1], &Device::flex())), Kernels::Cpu);
+        assert_eq!(choose(Kernels::Cpu, Some("cpu")), "cpu");
+        // on another device the CPU's kernel is not even asked
+        assert_eq!(choose(Kernels::Burn, Some("cpu")), "portable");
+    }
+
+    #[test]
+    fn what_a_kernel_declines_is_composed() {
+        assert_eq!(choose(Kernels::Cpu, None), "portable");
+    }
+
+    #[test]
+    fn what_a_kernel_has_computed_is_not_composed_again() {
+        let x = Tensor::<1>::zeros([1], &Device::flex());
+        let got = on(&x).cpu(|| Some(x.dims())).portable(|| unreachable!("the kernel has served"));
+        assert_eq!(got, [1]);
+    }
+}
