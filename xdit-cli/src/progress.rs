@@ -129,21 +129,6 @@ impl Observer for Progress {
         self.flow()
     }
 
-    fn blocks(&mut self, step: usize, done: usize, total: usize) -> ControlFlow<()> {
-        if let Some(running) = &mut self.running {
-            let within = format!("{}, {}% of step {}", running.what, 100 * done / total.max(1), step + 1);
-            // quick steps need no more than their count
-            if self.mode == Mode::Bars && running.start.elapsed() > SILENCE {
-                running.bar.set_message(within);
-            } else if self.mode == Mode::Lines && running.told_at.elapsed() > SILENCE {
-                running.told_at = Instant::now();
-                let seconds = running.start.elapsed().as_secs_f64();
-                complain(&format!("{}: {step}/{} {within} ({seconds:.1} s)", Phase::Denoise, running.total));
-            }
-        }
-        if self.interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
     fn end(&mut self, phase: Phase) {
         let Some(running) = self.running.take() else { return };
         running.bar.finish_and_clear();
