@@ -166,11 +166,11 @@ mod tests {
             let (mut at, mut of_rank) = (0, vec![0; shares.size()]);
             for patch in 0..m {
                 prop_assert_eq!(layout.patch(patch).len() % cols, 0);
-                for rank in 0..shares.size() {
+                for (rank, held) in of_rank.iter_mut().enumerate() {
                     let band = shares.img(patch, rank);
                     prop_assert_eq!(band.start, at);
                     at = band.end;
-                    of_rank[rank] += band.len();
+                    *held += band.len();
                 }
             }
             prop_assert_eq!(at, grid.n_tokens());
