@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use burn::tensor::Device;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::comm::Communicator;
 use xdit_core::dit::{DitSpec, TextEmbeddings};

@@ -102,12 +102,11 @@ impl<'a> Spiece<'a> {
                 2 => {
                     let mut trainer = field.message(bytes)?;
                     while let Some(field) = trainer.next()? {
-                        match field.number {
-                            3 => match field.varint()? {
+                        if field.number == 3 {
+                            match field.varint()? {
                                 1 => {}
                                 found => return Err(SpieceError::Model { found }),
-                            },
-                            _ => {}
+                            }
                         }
                     }
                 }
