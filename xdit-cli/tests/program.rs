@@ -268,7 +268,6 @@ fn mistakes_in_the_request() {
     };
     fails(&dir, ask(&["-p", "x", "--height", "100"]), 1, &["height 100", "multiple of 16", "96 and 112"]);
     fails(&dir, ask(&["-p", "x", "--width", "99999999999"]), 1, &["width 99999999999", "16384"]);
-    fails(&dir, ask(&["-p", "  "]), 1, &["prompt 1 is empty"]);
     fails(&dir, ask(&["-p", "x", "--steps", "0"]), 1, &["num-inference-steps 0"]);
     fails(&dir, ask(&["-p", "x", "--max-sequence-length", "513"]), 1, &["max-sequence-length 513", "512"]);
     fails(&dir, ask(&["-p", "a", "b", "c", "--negative-prompt", "d", "e"]), 1, &["2 negative prompts for 3 prompts"]);

@@ -84,6 +84,10 @@ pub fn from_config(config: &Value, n_steps: usize, flow: Flow) -> Result<Box<dyn
         "FlowMatchEulerDiscreteScheduler" => {
             let config: FlowMatchEulerConfig = parse(class, config)?;
             let mu = calculate_shift(flow.n_tokens, &config);
+            let by_exponent = config.use_dynamic_shifting && config.time_shift_type == TimeShift::Exponential;
+            if by_exponent && !(mu.exp() as f32).is_finite() {
+                return Err(SamplerError::Shift { mu, n_tokens: flow.n_tokens });
+            }
             Box::new(FlowMatchEuler::new(&config, n_steps, flow.sigmas.as_deref(), Some(mu))?)
         }
         "DDIMScheduler" => Box::new(Ddim::new(&parse(class, config)?, n_steps, 0.0)?),
@@ -131,7 +135,8 @@ pub enum SamplerError {
     },
     /// Nothing that a model could have been trained with.
     #[error(
-        "num_train_timesteps is {n_train} and the number of trained_betas {n_betas}; both must be equal, at least 1"
+        "num_train_timesteps is {n_train} and the number of trained_betas {n_betas}; both must be equal, at least 1 and \
+         at most 1048576"
     )]
     NoTrainTimesteps {
         /// The former.
@@ -166,6 +171,16 @@ pub enum SamplerError {
     /// The configuration needs a shift that depends on the number of tokens.
     #[error("use_dynamic_shifting needs the number of image tokens")]
     NoShift,
+    /// Upstream divides infinity by infinity there.
+    #[error(
+        "the scheduler's dynamic shift e^{mu:.1} leaves the range of numbers: {n_tokens} image tokens are too many for it"
+    )]
+    Shift {
+        /// The exponent.
+        mu: f64,
+        /// Of the picture.
+        n_tokens: usize,
+    },
     /// An option that is not built.
     #[error("scheduler option {option} is not supported")]
     Unsupported {

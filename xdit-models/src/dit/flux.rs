@@ -15,9 +15,10 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
 
 use crate::dit::{
-    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, modulation, project_heads,
+    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, modulation,
+    project_heads,
 };
-use crate::error::ModelError;
+use crate::error::{ModelError, few, positive};
 
 /// `transformer/config.json`; field names are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -80,20 +81,32 @@ impl FluxConfig {
         Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm: QkNorm::Rms }
     }
 
-    fn check(&self) -> Result<(), ModelError> {
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        let class = "FluxTransformer2DModel";
+        positive(
+            class,
+            &[
+                ("num_attention_heads", self.num_attention_heads),
+                ("attention_head_dim", self.attention_head_dim),
+                ("in_channels", self.in_channels),
+                ("out_channels", self.out_channels.unwrap_or(1)),
+                ("joint_attention_dim", self.joint_attention_dim),
+                ("pooled_projection_dim", self.pooled_projection_dim),
+                (WIDTH, self.num_attention_heads.saturating_mul(self.attention_head_dim)),
+            ],
+        )?;
+        let n_blocks = self.num_layers.saturating_add(self.num_single_layers);
+        few(class, &[("num_layers", self.num_layers), ("num_layers + num_single_layers", n_blocks)])?;
         let axes = self.axes_dims_rope;
-        let (sum, head_dim) = (axes.iter().sum::<usize>(), self.attention_head_dim);
+        let (sum, head_dim) = (axes.iter().fold(0_usize, |sum, a| sum.saturating_add(*a)), self.attention_head_dim);
         let bad = |what: String| Err(ModelError::Config { class: "FluxTransformer2DModel", what });
-        if self.num_attention_heads == 0 || head_dim == 0 || self.in_channels == 0 {
-            return bad(format!(
-                "num_attention_heads={}, attention_head_dim={head_dim} and in_channels={} must be positive",
-                self.num_attention_heads, self.in_channels
-            ));
-        }
         if sum != head_dim || axes.iter().any(|a| !a.is_multiple_of(2)) {
             return bad(format!(
                 "axes_dims_rope={axes:?} must be even and add up to attention_head_dim={head_dim}, not {sum}"
             ));
+        }
+        if self.out_channels.is_some_and(|out| out != self.in_channels) {
+            return bad(format!("out_channels={:?} must be in_channels={}", self.out_channels, self.in_channels));
         }
         if self.patch_size != 1 {
             return bad(format!("patch_size={} is not supported, only 1", self.patch_size));

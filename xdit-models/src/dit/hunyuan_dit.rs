@@ -16,10 +16,10 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
 use crate::dit::{
-    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, continuous_norm, load_patch_embed,
-    load_proj_out, project_heads, sinusoids, spec,
+    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH, continuous_norm,
+    load_patch_embed, load_proj_out, project_heads, sinusoids, spec,
 };
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, few, positive};
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -92,11 +92,19 @@ impl HunyuanDitConfig {
         spec(self.num_layers, heads, self.in_channels, self.patch_size)
     }
 
-    fn check(&self) -> Result<Heads, ModelError> {
+    pub(crate) fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "HunyuanDiT2DModel", what });
+        few("HunyuanDiT2DModel", &[("num_layers", self.num_layers), ("patch_size", self.patch_size)])?;
         positive(
             "HunyuanDiT2DModel",
             &[
+                (WIDTH, self.num_attention_heads.saturating_mul(self.attention_head_dim)),
+                ("sample_size", self.sample_size),
+                ("num_layers", self.num_layers),
+                ("hidden_size", self.hidden_size),
+                ("cross_attention_dim", self.cross_attention_dim),
+                ("cross_attention_dim_t5", self.cross_attention_dim_t5),
+                ("pooled_projection_dim", self.pooled_projection_dim),
                 ("num_attention_heads", self.num_attention_heads),
                 ("in_channels", self.in_channels),
                 ("patch_size", self.patch_size),

@@ -14,10 +14,10 @@ use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, 
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::dit::{
-    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, load_patch_embed, load_proj_out, parts,
+    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed, load_proj_out, parts,
     project_heads, sincos_2d, spec,
 };
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, few, positive};
 use crate::text::hide;
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
@@ -91,11 +91,16 @@ impl PixArtConfig {
         spec(self.num_layers, heads, self.in_channels, self.patch_size)
     }
 
-    fn check(&self) -> Result<Heads, ModelError> {
+    pub(crate) fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "PixArtTransformer2DModel", what });
+        few("PixArtTransformer2DModel", &[("num_layers", self.num_layers), ("patch_size", self.patch_size)])?;
         positive(
             "PixArtTransformer2DModel",
             &[
+                (WIDTH, self.num_attention_heads.saturating_mul(self.attention_head_dim)),
+                ("sample_size", self.sample_size),
+                ("num_layers", self.num_layers),
+                ("caption_channels", self.caption_channels.unwrap_or(1)),
                 ("num_attention_heads", self.num_attention_heads),
                 ("attention_head_dim", self.attention_head_dim),
                 ("in_channels", self.in_channels),
@@ -111,6 +116,9 @@ impl PixArtConfig {
         }
         if self.out_channels.is_some_and(|out| out != channels && out != 2 * channels) {
             return bad(format!("out_channels={:?} must be once or twice in_channels={channels}", self.out_channels));
+        }
+        if self.interpolation_scale.is_some_and(|scale| !(scale > 1e-6 && scale < 1e6)) {
+            return bad(format!("interpolation_scale={:?} must be a positive number", self.interpolation_scale));
         }
         if self.sample_size < self.patch_size {
             return bad(format!("sample_size={} is less than patch_size={}", self.sample_size, self.patch_size));

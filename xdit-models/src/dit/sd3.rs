@@ -16,10 +16,10 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
 
 use crate::dit::{
-    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, continuous_norm, load_patch_embed,
+    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed,
     load_proj_out, modulation, project_heads, spec,
 };
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, few, positive};
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,11 +85,16 @@ impl Sd3Config {
         DitSpec { joint: true, ..spec(self.num_layers, heads, self.in_channels, self.patch_size) }
     }
 
-    fn check(&self) -> Result<Heads, ModelError> {
+    pub(crate) fn check(&self) -> Result<Heads, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "SD3Transformer2DModel", what });
+        few("SD3Transformer2DModel", &[("num_layers", self.num_layers), ("patch_size", self.patch_size)])?;
         positive(
             "SD3Transformer2DModel",
             &[
+                (WIDTH, self.num_attention_heads.saturating_mul(self.attention_head_dim)),
+                ("sample_size", self.sample_size),
+                ("joint_attention_dim", self.joint_attention_dim),
+                ("pooled_projection_dim", self.pooled_projection_dim),
                 ("patch_size", self.patch_size),
                 ("in_channels", self.in_channels),
                 ("num_layers", self.num_layers),

@@ -18,6 +18,7 @@ use xdit_core::sampler::{self, Flow, Sampler};
 use crate::error::ModelError;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::options::Options;
+use crate::text::clip::ClipTextConfig;
 use crate::text::t5::{T5Config, T5Encoder};
 use crate::text::tokenizer::{Encoded, Tokenizer};
 use crate::vae::Vae;
@@ -64,6 +65,66 @@ impl Components {
         Err(PipelineError::UnknownClass { component: component.into(), found: found.clone(), expected: classes })
     }
 
+    /// Whether these numbers of two configurations, of which one component makes what the other takes, are equal.
+    ///
+    /// # Errors
+    /// Two that differ.
+    pub fn agree(&self, numbers: &[(&'static str, usize, &'static str, usize)]) -> Result<(), PipelineError> {
+        match numbers.iter().find(|(_, made, _, taken)| made != taken) {
+            Some((made_by, made, taken_by, taken)) => {
+                Err(PipelineError::Disagree { made_by, made: *made, taken_by, taken: *taken })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The numbers of a text encoder of T5's kind, checked.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or be right.
+    pub fn t5_config(&self, component: &str) -> Result<T5Config, PipelineError> {
+        let config: T5Config = self.config(component)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The numbers of a text encoder of CLIP's kind, checked.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or be right.
+    pub fn clip_config(&self, component: &str) -> Result<ClipTextConfig, PipelineError> {
+        let config: ClipTextConfig = self.config(component)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The numbers of the decoder, checked.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or be right.
+    pub fn vae_config(&self) -> Result<AutoencoderKlConfig, PipelineError> {
+        let config: AutoencoderKlConfig = self.config("vae")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Tokens that CLIP is shown: `model_max_length` of the tokenizer, else as many as the encoder takes.
+    ///
+    /// # Errors
+    /// More than the encoder takes.
+    pub fn clip_limit(&self, tokenizer: &str, config: &ClipTextConfig) -> Result<usize, PipelineError> {
+        let most = config.max_position_embeddings;
+        match Tokenizer::open(&self.folder, tokenizer)?.model_max_length()? {
+            Some(n) if n > most => Err(PipelineError::Disagree {
+                made_by: "model_max_length of the tokenizer",
+                made: n,
+                taken_by: "at most max_position_embeddings of the CLIP encoder",
+                taken: most,
+            }),
+            n => Ok(n.unwrap_or(most)),
+        }
+    }
+
     /// Pixels per latent pixel along a side.
     ///
     /// # Errors
@@ -88,13 +149,16 @@ impl Components {
 
     /// Token ids of each text, with a warning where one is longer than `limit`.
     ///
+    /// - `vocab_size`: of the encoder, whose table has so many entries
+    ///
     /// # Errors
-    /// A tokenizer's files that are missing or broken.
+    /// A tokenizer's files that are missing or broken; a token that the encoder does not know.
     pub fn tokens(
         &self,
         component: &str,
         texts: &[&str],
         limit: usize,
+        vocab_size: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Encoded>, PipelineError> {
         let tokenizer = Tokenizer::open(&self.folder, component)?;
@@ -109,6 +173,10 @@ impl Components {
                 observer.warn(&format!(
                     "{component} takes {limit} tokens; this part of the prompt was cut off: {start:?}{more}"
                 ));
+            }
+            if let Some(id) = encoded.ids.iter().copied().find(|id| *id as usize >= vocab_size) {
+                let token = tokenizer.token(id).unwrap_or_default();
+                return Err(PipelineError::TokenId { tokenizer: component.into(), token, id, vocab_size });
             }
             all.push(encoded);
         }

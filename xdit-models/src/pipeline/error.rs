@@ -62,6 +62,49 @@ pub enum PipelineError {
         /// What would run.
         expected: &'static str,
     },
+    /// Components that do not belong together.
+    #[error("{made_by} is {made}, but {taken_by} is {taken}")]
+    Disagree {
+        /// A setting of one component.
+        made_by: &'static str,
+        /// Its value.
+        made: usize,
+        /// The setting of another that must be equal.
+        taken_by: &'static str,
+        /// Its value.
+        taken: usize,
+    },
+    /// A tokenizer knows more tokens than its encoder.
+    #[error("{tokenizer}: token {token:?} has the id {id}, beyond the {vocab_size} entries of the encoder's table")]
+    TokenId {
+        /// The tokenizer.
+        tokenizer: String,
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Entries of the encoder's table.
+        vocab_size: usize,
+    },
+    /// More than there is memory for.
+    #[error(
+        "a picture of {height}x{width} (height x width) is {n_tokens} tokens, whose activations take about \
+         {} GiB of memory where {} are free; a step would take about {time}", gib(*needed), gib(*free)
+    )]
+    Memory {
+        /// Pixels.
+        height: usize,
+        /// Pixels.
+        width: usize,
+        /// Of image and text.
+        n_tokens: usize,
+        /// Bytes, estimated.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+        /// Of a step, estimated.
+        time: String,
+    },
     /// The observer asked for it.
     #[error("cancelled during {0}")]
     Cancelled(Phase),
@@ -89,6 +132,10 @@ pub enum PipelineError {
         /// Its number among those of this process.
         rank: usize,
     },
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 30))
 }
 
 impl PipelineError {

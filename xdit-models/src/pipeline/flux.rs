@@ -38,7 +38,29 @@ impl Architecture for FluxPipeline {
         components.expect("tokenizer", "CLIPTokenizer or CLIPTokenizerFast")?;
         components.expect("tokenizer_2", "T5TokenizerFast or T5Tokenizer")?;
         components.expect("vae", "AutoencoderKL")?;
-        components.expect("scheduler", "FlowMatchEulerDiscreteScheduler")
+        components.expect("scheduler", "FlowMatchEulerDiscreteScheduler")?;
+        let config: FluxConfig = components.config("transformer")?;
+        config.check()?;
+        components.agree(&[
+            (
+                "4 * latent_channels of vae",
+                4 * components.vae_config()?.latent_channels,
+                "in_channels of transformer",
+                config.in_channels,
+            ),
+            (
+                "hidden_size of text_encoder",
+                components.clip_config("text_encoder")?.hidden_size,
+                "pooled_projection_dim of transformer",
+                config.pooled_projection_dim,
+            ),
+            (
+                "d_model of text_encoder_2",
+                components.t5_config("text_encoder_2")?.d_model,
+                "joint_attention_dim of transformer",
+                config.joint_attention_dim,
+            ),
+        ])
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
@@ -77,8 +99,15 @@ impl Architecture for FluxPipeline {
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
         let config: ClipTextConfig = components.config("text_encoder")?;
-        let clip_ids = components.tokens("tokenizer", texts, config.max_position_embeddings, observer)?;
-        let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, observer)?;
+        let clip_ids = components.tokens(
+            "tokenizer",
+            texts,
+            components.clip_limit("tokenizer", &config)?,
+            config.vocab_size,
+            observer,
+        )?;
+        let t5_vocab = components.t5_config("text_encoder_2")?.vocab_size;
+        let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, t5_vocab, observer)?;
 
         let clip =
             components.encoder("text_encoder", device, ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;

@@ -38,7 +38,34 @@ impl Architecture for HunyuanDitPipeline {
         components.expect("tokenizer_2", "T5Tokenizer or T5TokenizerFast")?;
         components.expect("vae", "AutoencoderKL")?;
         components.folder.component("scheduler")?;
-        Ok(())
+        let config: HunyuanDitConfig = components.config("transformer")?;
+        config.check()?;
+        let bert: BertConfig = components.config("text_encoder")?;
+        bert.check()?;
+        if config.text_len > bert.max_position_embeddings {
+            return Err(PipelineError::Disagree {
+                made_by: "text_len of transformer",
+                made: config.text_len,
+                taken_by: "at most max_position_embeddings of text_encoder",
+                taken: bert.max_position_embeddings,
+            });
+        }
+        let latent_channels = components.vae_config()?.latent_channels;
+        components.agree(&[
+            ("latent_channels of vae", latent_channels, "in_channels of transformer", config.in_channels),
+            (
+                "hidden_size of text_encoder",
+                bert.hidden_size,
+                "cross_attention_dim of transformer",
+                config.cross_attention_dim,
+            ),
+            (
+                "d_model of text_encoder_2",
+                components.t5_config("text_encoder_2")?.d_model,
+                "cross_attention_dim_t5 of transformer",
+                config.cross_attention_dim_t5,
+            ),
+        ])
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
@@ -69,8 +96,10 @@ impl Architecture for HunyuanDitPipeline {
         observer: &mut dyn Observer,
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
         let transformer: HunyuanDitConfig = components.config("transformer")?;
-        let bert_ids = components.tokens("tokenizer", texts, transformer.text_len, observer)?;
-        let t5_ids = components.tokens("tokenizer_2", texts, transformer.text_len_t5, observer)?;
+        let bert_vocab = components.config::<BertConfig>("text_encoder")?.vocab_size;
+        let t5_vocab = components.t5_config("text_encoder_2")?.vocab_size;
+        let bert_ids = components.tokens("tokenizer", texts, transformer.text_len, bert_vocab, observer)?;
+        let t5_ids = components.tokens("tokenizer_2", texts, transformer.text_len_t5, t5_vocab, observer)?;
 
         let config: BertConfig = components.config("text_encoder")?;
         let bert =

@@ -7,6 +7,7 @@ pub mod architecture;
 pub mod binning;
 pub mod components;
 pub mod error;
+pub mod estimate;
 pub mod geometry;
 pub mod options;
 pub mod registry;

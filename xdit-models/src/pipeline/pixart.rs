@@ -60,7 +60,18 @@ impl Architecture for PixArtPipeline {
         components.expect("tokenizer", "T5Tokenizer or T5TokenizerFast")?;
         components.expect("vae", "AutoencoderKL")?;
         components.folder.component("scheduler")?;
-        Ok(())
+        let config: PixArtConfig = components.config("transformer")?;
+        config.check()?;
+        let latent_channels = components.vae_config()?.latent_channels;
+        components.agree(&[
+            ("latent_channels of vae", latent_channels, "in_channels of transformer", config.in_channels),
+            (
+                "d_model of text_encoder",
+                components.t5_config("text_encoder")?.d_model,
+                "caption_channels of transformer",
+                config.caption_channels.unwrap_or(config.d_model()),
+            ),
+        ])
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
@@ -90,7 +101,8 @@ impl Architecture for PixArtPipeline {
     ) -> Result<Vec<TextEmbeddings>, PipelineError> {
         let small: Vec<String> = texts.iter().map(|text| text.to_lowercase().trim().to_owned()).collect();
         let small: Vec<&str> = small.iter().map(String::as_str).collect();
-        let ids = components.tokens("tokenizer", &small, max_sequence_length, observer)?;
+        let vocab_size = components.t5_config("text_encoder")?.vocab_size;
+        let ids = components.tokens("tokenizer", &small, max_sequence_length, vocab_size, observer)?;
         let states = components.encode_t5("text_encoder", device, &ids, true, observer)?;
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
     }

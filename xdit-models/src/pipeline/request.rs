@@ -9,12 +9,6 @@ use crate::pipeline::geometry::Geometry;
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum RequestError {
-    /// Nothing to draw.
-    #[error("prompt {index} is empty")]
-    EmptyPrompt {
-        /// Which, from 1.
-        index: usize,
-    },
     /// No prompt at all.
     #[error("no prompt given")]
     NoPrompt,
@@ -285,9 +279,6 @@ impl Request {
         range("num-images", self.num_images as f64, 1.0, 100_000.0)?;
         if self.prompts.is_empty() {
             return Err(RequestError::NoPrompt);
-        }
-        if let Some(i) = self.prompts.iter().position(|p| p.trim().is_empty()) {
-            return Err(RequestError::EmptyPrompt { index: i + 1 });
         }
         let (negative, prompts) = (self.negative_prompts.len(), self.prompts.len());
         if negative > 1 && negative != prompts {

@@ -43,7 +43,31 @@ impl Architecture for Sd3Pipeline {
             components.expect("tokenizer_3", "T5TokenizerFast or T5Tokenizer")?;
         }
         components.expect("vae", "AutoencoderKL")?;
-        components.expect("scheduler", "FlowMatchEulerDiscreteScheduler")
+        components.expect("scheduler", "FlowMatchEulerDiscreteScheduler")?;
+        let config: Sd3Config = components.config("transformer")?;
+        config.check()?;
+        let latent_channels = components.vae_config()?.latent_channels;
+        let projected = ["text_encoder", "text_encoder_2"].map(|encoder| components.clip_config(encoder));
+        let [one, two] = projected;
+        let pooled = one?.projection_dim + two?.projection_dim;
+        components.agree(&[
+            ("latent_channels of vae", latent_channels, "in_channels of transformer", config.in_channels),
+            (
+                "projection_dim of text_encoder and text_encoder_2",
+                pooled,
+                "pooled_projection_dim of transformer",
+                config.pooled_projection_dim,
+            ),
+        ])?;
+        if !components.has("text_encoder_3") {
+            return Ok(());
+        }
+        components.agree(&[(
+            "d_model of text_encoder_3",
+            components.t5_config("text_encoder_3")?.d_model,
+            "joint_attention_dim of transformer",
+            config.joint_attention_dim,
+        )])
     }
 
     fn geometry(&self, components: &Components) -> Result<Geometry, PipelineError> {
@@ -72,7 +96,10 @@ impl Architecture for Sd3Pipeline {
         let clip_1 = Clip::open(components, "text_encoder", "tokenizer", texts, observer)?;
         let clip_2 = Clip::open(components, "text_encoder_2", "tokenizer_2", texts, observer)?;
         let t5 = match components.has("text_encoder_3") {
-            true => Some(components.tokens("tokenizer_3", texts, max_sequence_length, observer)?),
+            true => {
+                let vocab_size = components.t5_config("text_encoder_3")?.vocab_size;
+                Some(components.tokens("tokenizer_3", texts, max_sequence_length, vocab_size, observer)?)
+            }
             false => None,
         };
         let (clip_1, clip_2) =
@@ -99,7 +126,7 @@ impl Architecture for Sd3Pipeline {
     }
 
     fn n_txt_tokens(&self, components: &Components, max_sequence_length: usize) -> Result<usize, PipelineError> {
-        Ok(components.config::<ClipTextConfig>("text_encoder")?.max_position_embeddings + max_sequence_length)
+        Ok(components.clip_limit("tokenizer", &components.config("text_encoder")?)? + max_sequence_length)
     }
 
     /// In units of an ordinary block: attention's four projections again, beside its four and the feed-forward's eight.
@@ -161,7 +188,9 @@ impl Clip {
         observer: &mut dyn Observer,
     ) -> Result<Self, PipelineError> {
         let config: ClipTextConfig = components.config(component)?;
-        let texts = components.tokens(tokenizer, texts, config.max_position_embeddings, observer)?;
+        // upstream: the first tokenizer's for both
+        let limit = components.clip_limit("tokenizer", &config)?;
+        let texts = components.tokens(tokenizer, texts, limit, config.vocab_size, observer)?;
         Ok(Self { component, config, texts })
     }
 

@@ -8,7 +8,7 @@ use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, epsilon, few, positive};
 use crate::text::{embed, hide};
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
@@ -52,9 +52,11 @@ impl Default for BertConfig {
 }
 
 impl BertConfig {
-    fn check(&self) -> Result<(), ModelError> {
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "BertModel", what });
         let (d, n_heads) = (self.hidden_size, self.num_attention_heads);
+        few("BertModel", &[("num_hidden_layers", self.num_hidden_layers)])?;
+        epsilon("BertModel", "layer_norm_eps", self.layer_norm_eps)?;
         if d == 0 || n_heads == 0 || d % n_heads != 0 {
             return bad(format!("num_attention_heads={n_heads} must divide hidden_size={d}"));
         }
@@ -62,6 +64,7 @@ impl BertConfig {
             "BertModel",
             &[
                 ("vocab_size", self.vocab_size),
+                ("hidden_size", d),
                 ("intermediate_size", self.intermediate_size),
                 ("max_position_embeddings", self.max_position_embeddings),
                 ("type_vocab_size", self.type_vocab_size),

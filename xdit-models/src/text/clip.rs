@@ -9,7 +9,7 @@ use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, epsilon, few, positive};
 use crate::text::embed;
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
@@ -56,9 +56,11 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    fn check(&self) -> Result<Activation, ModelError> {
+    pub(crate) fn check(&self) -> Result<Activation, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "CLIPTextModel", what });
         let (d, n_heads) = (self.hidden_size, self.num_attention_heads);
+        few("CLIPTextModel", &[("num_hidden_layers", self.num_hidden_layers)])?;
+        epsilon("CLIPTextModel", "layer_norm_eps", self.layer_norm_eps)?;
         if d == 0 || n_heads == 0 || d % n_heads != 0 {
             return bad(format!("num_attention_heads={n_heads} must divide hidden_size={d}"));
         }
@@ -66,6 +68,8 @@ impl ClipTextConfig {
             "CLIPTextModel",
             &[
                 ("vocab_size", self.vocab_size),
+                ("hidden_size", d),
+                ("projection_dim", self.projection_dim),
                 ("intermediate_size", self.intermediate_size),
                 ("num_hidden_layers", self.num_hidden_layers),
                 ("max_position_embeddings", self.max_position_embeddings),

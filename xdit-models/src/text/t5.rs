@@ -8,7 +8,7 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::ops::{Activation, Linear, attention, geglu, merge_heads, rms_norm, split_heads, to_dtype, to_f32};
 
-use crate::error::{ModelError, positive};
+use crate::error::{ModelError, epsilon, few, positive};
 use crate::text::{embed, hide};
 
 /// `text_encoder_2/config.json`; field names and defaults are the checkpoint's.
@@ -55,7 +55,7 @@ impl Default for T5Config {
 }
 
 impl T5Config {
-    fn check(&self) -> Result<(), ModelError> {
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "T5EncoderModel", what });
         positive(
             "T5EncoderModel",
@@ -66,8 +66,13 @@ impl T5Config {
                 ("d_ff", self.d_ff),
                 ("num_layers", self.num_layers),
                 ("num_heads", self.num_heads),
+                ("num_heads * d_kv", self.num_heads.saturating_mul(self.d_kv)),
+                ("relative_attention_num_buckets", self.relative_attention_num_buckets),
+                ("relative_attention_max_distance", self.relative_attention_max_distance),
             ],
         )?;
+        few("T5EncoderModel", &[("num_layers", self.num_layers)])?;
+        epsilon("T5EncoderModel", "layer_norm_epsilon", self.layer_norm_epsilon)?;
         // a quarter of the buckets count single tokens, another the logarithm of the distance, for either direction
         let (buckets, far) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || far <= buckets / 4 {

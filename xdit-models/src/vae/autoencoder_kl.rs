@@ -11,7 +11,7 @@ use xdit_core::ops::{
     upsample_nearest_2x,
 };
 
-use crate::error::ModelError;
+use crate::error::{ModelError, few, positive};
 use crate::vae::tiles::{Tiles, Tiling};
 use crate::vae::{Factors, Vae};
 
@@ -73,11 +73,24 @@ impl AutoencoderKlConfig {
         1 << self.block_out_channels.len().saturating_sub(1).min(16)
     }
 
-    fn check(&self) -> Result<(), ModelError> {
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "AutoencoderKL", what });
         let (channels, groups) = (&self.block_out_channels, self.norm_num_groups);
         if channels.is_empty() || channels.len() > 8 {
-            return bad(format!("block_out_channels={channels:?} must have between 1 and 8 entries"));
+            return bad(format!("block_out_channels has {} entries, not between 1 and 8", channels.len()));
+        }
+        positive(
+            "AutoencoderKL",
+            &[
+                ("latent_channels", self.latent_channels),
+                ("sample_size", self.sample_size),
+                ("norm_num_groups", groups),
+            ],
+        )?;
+        positive("AutoencoderKL", &channels.iter().map(|c| ("block_out_channels", *c)).collect::<Vec<_>>())?;
+        few("AutoencoderKL", &[("layers_per_block", self.layers_per_block)])?;
+        if self.out_channels != 3 {
+            return bad(format!("out_channels={} is not supported, only 3: red, green, blue", self.out_channels));
         }
         if self.up_block_types.len() != channels.len() {
             return bad(format!(
@@ -94,12 +107,6 @@ impl AutoencoderKlConfig {
         }
         if !matches!(self.act_fn.as_str(), "silu" | "swish") {
             return bad(format!("act_fn={:?} is not supported, only \"silu\"", self.act_fn));
-        }
-        if self.latent_channels == 0 || self.out_channels == 0 || self.sample_size == 0 {
-            return bad(format!(
-                "latent_channels={}, out_channels={} and sample_size={} must be positive",
-                self.latent_channels, self.out_channels, self.sample_size
-            ));
         }
         if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
             return bad(format!(

@@ -9,8 +9,11 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
+use super::built::{Tokenizer, finish};
+use super::error::TokenizerError;
+use super::file::File;
 use super::settings::{Defaults, Ends, Settings};
-use super::{File, Tokenizer, TokenizerError, TokenizerJson, check_ids, finish};
+use super::whole::{TokenizerJson, check_ids};
 
 const DEFAULTS: Defaults = Defaults {
     ends: Ends::ClsSep,
@@ -31,8 +34,9 @@ struct Model {
 
 /// From a `tokenizer.json`.
 pub fn from_json(file: &File, mut settings: Settings) -> Result<Tokenizer, TokenizerError> {
-    let TokenizerJson { added_tokens, model, .. } = file.json::<TokenizerJson<Model>>()?;
-    settings.or_decoder(added_tokens.into_iter().map(|token| (token.id, token.token)).collect());
+    let mut whole = file.json::<TokenizerJson<Model>>()?;
+    whole.fill(&mut settings);
+    let model = whole.model;
     build(&file.path, model.vocab, settings)
 }
 
@@ -45,10 +49,10 @@ pub fn from_vocab(file: &File, settings: Settings) -> Result<Tokenizer, Tokenize
 fn build(path: &Path, vocab: Vocab, settings: Settings) -> Result<Tokenizer, TokenizerError> {
     let refused = |source| TokenizerError::Refused { path: path.into(), source };
     check_ids(path, &vocab)?;
-    let named = settings.named(DEFAULTS);
+    let named = settings.named(DEFAULTS)?;
     let model = WordPiece::builder()
         .vocab(vocab)
-        .unk_token(named.unk.content().into())
+        .unk_token(named.unk_text().into())
         .continuing_subword_prefix(PREFIX.into())
         .build()
         .map_err(refused)?;

@@ -11,8 +11,12 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Steps;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, normalizers::replace::ReplacePattern};
 
+use super::built::{Tokenizer, finish};
+use super::error::TokenizerError;
+use super::file::File;
 use super::settings::{Defaults, Ends, Settings};
-use super::{File, Tokenizer, TokenizerError, TokenizerJson, check_ids, finish, shown};
+use super::shown::shown;
+use super::whole::{TokenizerJson, check_ids};
 
 const DEFAULTS: Defaults = Defaults {
     ends: Ends::BosEos,
@@ -42,8 +46,9 @@ enum Merge {
 
 /// From a `tokenizer.json`.
 pub fn from_json(file: &File, mut settings: Settings) -> Result<Tokenizer, TokenizerError> {
-    let TokenizerJson { added_tokens, model, .. } = file.json::<TokenizerJson<Model>>()?;
-    settings.or_decoder(added_tokens.into_iter().map(|token| (token.id, token.token)).collect());
+    let mut whole = file.json::<TokenizerJson<Model>>()?;
+    whole.fill(&mut settings);
+    let model = whole.model;
     let mut merges = Vec::with_capacity(model.merges.len());
     for (i, merge) in model.merges.into_iter().enumerate() {
         merges.push(match merge {
@@ -85,11 +90,11 @@ fn build(
         let merge = shown(&format!("{} {}", merges[i].0, merges[i].1));
         return Err(TokenizerError::Merge { path: merges_path.into(), number: i + 1, merge });
     }
-    let named = settings.named(DEFAULTS);
+    let named = settings.named(DEFAULTS)?;
     let model = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .end_of_word_suffix("</w>".into())
-        .unk_token(named.unk.content().into())
+        .unk_token(named.unk_text().into())
         .build()
         .map_err(refused)?;
 

@@ -2,6 +2,8 @@
 //!
 //! A protocol buffer, `ModelProto` of `sentencepiece_model.proto`. Fields that are not needed are skipped.
 
+use super::shown::shown;
+
 /// What is wrong with a sentencepiece model.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,8 +79,6 @@ pub struct Piece<'a> {
 #[derive(Debug, Clone)]
 pub struct Spiece<'a> {
     pub pieces: Vec<Piece<'a>>,
-    /// Index of the unknown piece.
-    pub unk_id: usize,
     /// Empty if characters stay as they are.
     pub charsmap: &'a [u8],
 }
@@ -86,7 +86,7 @@ pub struct Spiece<'a> {
 impl<'a> Spiece<'a> {
     /// Reads the file's content.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, SpieceError> {
-        let mut model = Self { pieces: Vec::new(), unk_id: 0, charsmap: &[] };
+        let mut model = Self { pieces: Vec::new(), charsmap: &[] };
         let mut known = std::collections::HashSet::new();
         let mut fields = Fields { bytes, at: 0, end: bytes.len() };
         while let Some(field) = fields.next()? {
@@ -95,21 +95,18 @@ impl<'a> Spiece<'a> {
                     let index = model.pieces.len();
                     let piece = piece(field.message(bytes)?, index)?;
                     if !known.insert(piece.text) {
-                        return Err(SpieceError::Twice { index, piece: super::shown(piece.text) });
+                        return Err(SpieceError::Twice { index, piece: shown(piece.text) });
                     }
                     model.pieces.push(piece);
                 }
                 2 => {
                     let mut trainer = field.message(bytes)?;
                     while let Some(field) = trainer.next()? {
-                        match field.number {
-                            3 => match field.varint()? {
+                        if field.number == 3 {
+                            match field.varint()? {
                                 1 => {}
                                 found => return Err(SpieceError::Model { found }),
-                            },
-                            // an i32; a negative one is in no vocabulary
-                            40 => model.unk_id = usize::try_from(field.varint()?).unwrap_or(usize::MAX),
-                            _ => {}
+                            }
                         }
                     }
                 }

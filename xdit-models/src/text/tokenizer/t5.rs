@@ -10,10 +10,15 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as Steps;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
+use super::built::{Tokenizer, finish};
 use super::charsmap::{self, CharsmapError};
-use super::settings::{Defaults, Ends, Settings, Token};
+use super::error::TokenizerError;
+use super::file::File;
+use super::settings::{Defaults, Ends, Settings};
+use super::shown::shown;
 use super::spiece::{Kind, Spiece};
-use super::{File, Tokenizer, TokenizerError, TokenizerJson, finish, shown};
+use super::token::Token;
+use super::whole::TokenizerJson;
 
 const DEFAULTS: Defaults =
     Defaults { ends: Ends::BosEos, start: None, end: "</s>", unk: "<unk>", pad: "<pad>", mask: None };
@@ -23,24 +28,27 @@ const EXTRA_IDS: usize = 100;
 /// More reserved tokens than any model has.
 const MAX_EXTRA_IDS: usize = 1 << 16;
 
+/// Upstream's, whatever the files say.
+const UNK_ID: usize = 2;
+
 #[derive(Deserialize)]
 struct Model {
-    unk_id: Option<usize>,
     vocab: Vec<(String, f64)>,
 }
 
 /// From a `tokenizer.json`. Its vocabulary has the reserved tokens already.
 pub fn from_json(file: &File, mut settings: Settings) -> Result<Tokenizer, TokenizerError> {
-    let TokenizerJson { added_tokens, model, normalizer } = file.json::<TokenizerJson<Model>>()?;
-    settings.or_decoder(added_tokens.into_iter().map(|token| (token.id, token.token)).collect());
-    settings.or_extra(reserved(&settings)?.map(Token::Text).collect());
-    let charsmap = normalizer
+    let mut whole = file.json::<TokenizerJson<Model>>()?;
+    whole.fill(&mut settings);
+    add_reserved(&mut settings)?;
+    let charsmap = whole
+        .normalizer
         .as_ref()
         .and_then(charsmap::of_normalizer)
         .map(charsmap::from_base64)
         .transpose()
         .map_err(|source| TokenizerError::Charsmap { path: file.path.clone(), source })?;
-    build(&file.path, model.vocab, model.unk_id, charsmap.as_deref(), settings)
+    build(&file.path, whole.model.vocab, charsmap.as_deref(), settings)
 }
 
 /// From a `spiece.model`.
@@ -53,19 +61,15 @@ pub fn from_spiece(file: &File, mut settings: Settings) -> Result<Tokenizer, Tok
         Kind::UserDefined => Some(Token::as_it_stands(piece.text)),
         Kind::Other => None,
     });
-    let mut apart: Vec<Token> = apart.collect();
-    // mT5's reserved tokens are pieces
-    if !apart.iter().any(|token| token.content().contains("<extra_id_")) {
-        apart.extend(reserved(&settings)?.map(Token::Text));
-    }
-    settings.or_extra(apart);
+    *settings.additional() = Some(apart.collect());
+    add_reserved(&mut settings)?;
 
     let pieces = model.pieces.iter().map(|piece| (piece.text.to_owned(), f64::from(piece.score)));
     // the last reserved token comes first
     let extra: Vec<String> = reserved(&settings)?.collect();
     let vocab = pieces.chain(extra.into_iter().rev().map(|token| (token, 0.0))).collect();
     let charsmap = Some(model.charsmap).filter(|bytes| !bytes.is_empty());
-    build(&file.path, vocab, Some(model.unk_id), charsmap, settings)
+    build(&file.path, vocab, charsmap, settings)
 }
 
 /// `<extra_id_0>` and on.
@@ -77,10 +81,24 @@ fn reserved(settings: &Settings) -> Result<impl Iterator<Item = String> + use<>,
     Ok((0..extra_ids).map(|i| format!("<extra_id_{i}>")))
 }
 
+/// Adds the reserved tokens to the additional ones, unless they are there: mT5's are pieces.
+fn add_reserved(settings: &mut Settings) -> Result<(), TokenizerError> {
+    let reserved: Vec<_> = reserved(settings)?.map(Token::Text).collect();
+    let there = settings.additional().get_or_insert_default();
+    match there.iter().filter(|token| token.content().contains("<extra_id_")).count() {
+        0 => there.extend(reserved),
+        n if !reserved.is_empty() && n != reserved.len() => {
+            let value = format!("{} with {n} reserved tokens among the special ones", reserved.len());
+            return Err(settings.refuse("extra_ids", &value, "as many as there are, or 0"));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 fn build(
     path: &Path,
     vocab: Vec<(String, f64)>,
-    unk_id: Option<usize>,
     charsmap: Option<&[u8]>,
     settings: Settings,
 ) -> Result<Tokenizer, TokenizerError> {
@@ -91,9 +109,8 @@ fn build(
         let (token, score) = (shown(&vocab[index].0), vocab[index].1);
         return Err(TokenizerError::Piece { path: path.into(), index, token, score });
     }
-    let named = settings.named(DEFAULTS);
-    let unk_id = unk_id.or_else(|| vocab.iter().position(|(token, _)| token == named.unk.content()));
-    let model = Unigram::from(vocab, unk_id, false).map_err(refused)?;
+    let named = settings.named(DEFAULTS)?;
+    let model = Unigram::from(vocab, Some(UNK_ID), false).map_err(refused)?;
 
     let spaces = Metaspace::new('▁', PrependScheme::Always, true);
     let words: Vec<PreTokenizerWrapper> = vec![WhitespaceSplit.into(), spaces.clone().into()];
