@@ -12,7 +12,7 @@ use std::io::Read;
 use std::path::{Component as PathPart, Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde_json::Value;
 
 pub use weight_files::{WeightFiles, WeightIndex, base_names};
@@ -196,8 +196,15 @@ impl PipelineFolder {
     ///
     /// Fails if the pipeline has no such component, or if the file is absent, larger than 16 MiB or not a `T`.
     pub fn config<T: DeserializeOwned>(&self, component: &str, file: &str) -> Result<T, LoadError> {
-        let name = &self.component(component)?.name;
-        self.json(&format!("{name}/{file}"), MAX_CONFIG)
+        let Component { name, library, .. } = self.component(component)?;
+        let rel = format!("{name}/{file}");
+        let mut config = self.json(&rel, MAX_CONFIG)?;
+        if library == "diffusers" {
+            config = without_defaults(config);
+        }
+        // the message names the field
+        serde_path_to_error::deserialize(config)
+            .map_err(|error| LoadError::Json { path: self.path(&rel), source: serde_json::Error::custom(error) })
     }
 
     /// The text of the file `rel`.
@@ -370,6 +377,17 @@ fn finite(text: &str) -> Cow<'_, str> {
         rest = &rest[n..];
     }
     Cow::Owned(out)
+}
+
+/// Without what the file says to be another class's defaults, in whose place this class's own are taken.
+fn without_defaults(mut config: Value) -> Value {
+    if let Some(config) = config.as_object_mut() {
+        let names = config.remove("_use_default_values");
+        for name in names.iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str) {
+            config.remove(name);
+        }
+    }
+    config
 }
 
 fn is_component_name(name: &str) -> bool {

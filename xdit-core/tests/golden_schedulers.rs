@@ -17,7 +17,10 @@ fn open(config: &Value, n_steps: usize) -> Box<dyn Sampler> {
             let config = serde_json::from_value(config.clone()).expect("a configuration");
             Box::new(Ddim::new(&config, n_steps, eta.as_f64().expect("a number") as f32).expect("a sampler"))
         }
-        None => from_config(config, n_steps, Flow::default()).unwrap_or_else(|e| panic!("{config}: {e}")),
+        None => {
+            let class = config["_class_name"].as_str().expect("a class");
+            from_config(class, config, n_steps, Flow::default()).unwrap_or_else(|e| panic!("{config}: {e}"))
+        }
     }
 }
 

@@ -64,7 +64,8 @@ proptest! {
 
     #[test]
     fn bands_are_the_whole(config in config(), n_steps in 1_usize..30, cuts in prop::collection::btree_set(1..ROWS, 0..4)) {
-        let Ok(sampler) = from_config(&config, n_steps, Flow { sigmas: None, n_tokens: ROWS }) else { return Ok(()) };
+        let class = config["_class_name"].as_str().expect("a class");
+        let Ok(sampler) = from_config(class, &config, n_steps, Flow { sigmas: None, n_tokens: ROWS }) else { return Ok(()) };
         let mut edges: Vec<usize> = cuts.into_iter().collect();
         edges.insert(0, 0);
         edges.push(ROWS);
@@ -97,7 +98,8 @@ proptest! {
         for (key, value) in [("beta_start", json!(0.00085)), ("beta_end", json!(0.012)), ("num_train_timesteps", json!(1000))] {
             config[key] = value;
         }
-        let Ok(sampler) = from_config(&config, n_steps, Flow { sigmas: None, n_tokens: ROWS }) else { return Ok(()) };
+        let class = config["_class_name"].as_str().expect("a class");
+        let Ok(sampler) = from_config(class, &config, n_steps, Flow { sigmas: None, n_tokens: ROWS }) else { return Ok(()) };
         let mut x = noise(0) * sampler.initial_scale();
         let mut history = History::default();
         for i in 0..sampler.timesteps().len() {

@@ -101,8 +101,8 @@ fn texts(name: &str) -> [TextEmbeddings; 2] {
 }
 
 fn sampler_of(class: &str) -> Box<dyn Sampler> {
-    let config = json!({ "_class_name": class, "num_train_timesteps": 1000, "steps_offset": 1 });
-    sampler::from_config(&config, N_STEPS, Flow { sigmas: None, n_tokens: GRID.n_tokens() }).expect("a sampler")
+    let config = json!({ "num_train_timesteps": 1000, "steps_offset": 1 });
+    sampler::from_config(class, &config, N_STEPS, Flow { sigmas: None, n_tokens: GRID.n_tokens() }).expect("a sampler")
 }
 
 fn case(name: &'static str) -> Case {

@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::flag::flag;
 use super::spacing::TimestepSpacing;
 use super::training::{PredictionType, Taken, Training};
 use super::{History, Rows, Sampler, SamplerError};
@@ -17,14 +18,17 @@ pub struct DdimConfig {
     #[serde(flatten)]
     pub training: Training,
     /// Whether the predicted picture is kept within `clip_sample_range`.
+    #[serde(deserialize_with = "flag")]
     pub clip_sample: bool,
     /// Its largest magnitude.
     pub clip_sample_range: f64,
     /// Whether the last step ends without any noise, or with that of the training's first timestep.
+    #[serde(deserialize_with = "flag")]
     pub set_alpha_to_one: bool,
     /// What the model predicts.
     pub prediction_type: PredictionType,
     /// Dynamic thresholding; not built, as it needs the whole picture.
+    #[serde(deserialize_with = "flag")]
     pub thresholding: bool,
     /// Which timesteps are taken.
     pub timestep_spacing: TimestepSpacing,

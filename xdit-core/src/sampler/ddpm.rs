@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::flag::flag;
 use super::spacing::TimestepSpacing;
 use super::training::{PredictionType, Taken, Training};
 use super::{History, Rows, Sampler, SamplerError};
@@ -16,15 +17,17 @@ pub struct DdpmConfig {
     /// The training's noise.
     #[serde(flatten)]
     pub training: Training,
-    /// Variance of the noise that is added.
-    pub variance_type: VarianceType,
+    /// Variance of the noise that is added; `null`, as other classes write it, is `fixed_small`.
+    pub variance_type: Option<VarianceType>,
     /// Whether the predicted picture is kept within `clip_sample_range`.
+    #[serde(deserialize_with = "flag")]
     pub clip_sample: bool,
     /// Its largest magnitude.
     pub clip_sample_range: f64,
     /// What the model predicts.
     pub prediction_type: PredictionType,
     /// Dynamic thresholding; not built, as it needs the whole picture.
+    #[serde(deserialize_with = "flag")]
     pub thresholding: bool,
     /// Which timesteps are taken.
     pub timestep_spacing: TimestepSpacing,
@@ -54,7 +57,7 @@ impl Default for DdpmConfig {
     fn default() -> Self {
         Self {
             training: Training::default(),
-            variance_type: VarianceType::FixedSmall,
+            variance_type: None,
             clip_sample: true,
             clip_sample_range: 1.0,
             prediction_type: PredictionType::Epsilon,
@@ -92,7 +95,8 @@ impl Ddpm {
         if config.thresholding {
             return Err(SamplerError::Unsupported { option: "thresholding" });
         }
-        match config.variance_type {
+        let variance_type = config.variance_type.unwrap_or(VarianceType::FixedSmall);
+        match variance_type {
             VarianceType::FixedSmall | VarianceType::FixedSmallLog | VarianceType::FixedLarge => {}
             _ => return Err(SamplerError::Unsupported { option: "variance_type" }),
         }
@@ -103,7 +107,7 @@ impl Ddpm {
             let (noise, next_noise, kept) = (1.0 - now, 1.0 - next, now / next);
             let new = 1.0 - kept;
             let small = (next_noise / noise * new).max(1e-20);
-            let variance = if config.variance_type == VarianceType::FixedLarge { new } else { small };
+            let variance = if variance_type == VarianceType::FixedLarge { new } else { small };
             Step {
                 signal: now.sqrt(),
                 noise: noise.sqrt(),

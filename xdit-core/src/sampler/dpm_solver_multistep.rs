@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::euler_discrete::FinalSigmas;
+use super::flag::flag;
 use super::spacing::{Respacing, TimestepSpacing, check_steps, linspace};
 use super::training::{PredictionType, Training, interpolate, sigmas, timestep_of};
 use super::{History, Rows, Sampler, SamplerError};
@@ -23,25 +24,33 @@ pub struct DpmSolverMultistepConfig {
     /// What the model predicts.
     pub prediction_type: PredictionType,
     /// Dynamic thresholding; not built, as it needs the whole picture.
+    #[serde(deserialize_with = "flag")]
     pub thresholding: bool,
     /// Which equation is solved.
     pub algorithm_type: Algorithm,
     /// How the second order is.
     pub solver_type: Solver,
     /// Whether the last steps, if there are less than 15, look at fewer earlier ones.
+    #[serde(deserialize_with = "flag")]
     pub lower_order_final: bool,
     /// Whether the last step looks at none.
+    #[serde(deserialize_with = "flag")]
     pub euler_at_final: bool,
     /// Karras et al. 2022, equation 5.
-    pub use_karras_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_karras_sigmas: bool,
     /// Evenly spaced logarithms.
-    pub use_exponential_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_exponential_sigmas: bool,
     /// Quantiles of the beta distribution with both parameters 0.6, arXiv 2407.12173.
-    pub use_beta_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_beta_sigmas: bool,
     /// Evenly spaced logarithms of all of the training's noise levels.
-    pub use_lu_lambdas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_lu_lambdas: bool,
     /// Flow matching; not built, `FlowMatchEulerDiscreteScheduler` is.
-    pub use_flow_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_flow_sigmas: bool,
     /// Where the last step ends.
     pub final_sigmas_type: FinalSigmas,
     /// Timesteps of less signal than this (logarithm of signal over noise) are cut off.
@@ -93,11 +102,11 @@ impl Default for DpmSolverMultistepConfig {
             solver_type: Solver::Midpoint,
             lower_order_final: true,
             euler_at_final: false,
-            use_karras_sigmas: None,
-            use_exponential_sigmas: None,
-            use_beta_sigmas: None,
-            use_lu_lambdas: None,
-            use_flow_sigmas: None,
+            use_karras_sigmas: false,
+            use_exponential_sigmas: false,
+            use_beta_sigmas: false,
+            use_lu_lambdas: false,
+            use_flow_sigmas: false,
             final_sigmas_type: FinalSigmas::Zero,
             lambda_min_clipped: f64::NEG_INFINITY,
             variance_type: None,
@@ -109,15 +118,15 @@ impl Default for DpmSolverMultistepConfig {
 
 impl DpmSolverMultistepConfig {
     fn check(&self) -> Result<Option<Respacing>, SamplerError> {
-        let on = |option: Option<bool>| option.unwrap_or(false);
         let unsupported = |option| Err(SamplerError::Unsupported { option });
         if self.thresholding {
             return unsupported("thresholding");
         }
-        if on(self.use_flow_sigmas) {
+        if self.use_flow_sigmas {
             return unsupported("use_flow_sigmas");
         }
-        if self.variance_type.is_some() {
+        // other classes' are none to this one
+        if matches!(self.variance_type.as_deref(), Some("learned" | "learned_range")) {
             return unsupported("variance_type");
         }
         // upstream has no third order for this one
@@ -131,7 +140,7 @@ impl DpmSolverMultistepConfig {
         {
             return unsupported("final_sigmas_type");
         }
-        Respacing::chosen(on(self.use_karras_sigmas), on(self.use_exponential_sigmas), on(self.use_beta_sigmas))
+        Respacing::chosen(self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas)
     }
 }
 
@@ -177,7 +186,7 @@ impl DpmSolverMultistep {
         let mut timesteps = spacing.solver_timesteps(n_train, n_used, n_steps, config.steps_offset);
         let mut levels: Vec<f64> = timesteps.iter().map(|t| interpolate(&table, *t)).collect();
         let (most, least) = (n_train - 1, 0);
-        let lu = config.use_lu_lambdas.unwrap_or(false);
+        let lu = config.use_lu_lambdas;
         if let Some(respacing) = respacing {
             levels = respacing.between(table[most].into(), table[least].into(), n_steps);
         } else if lu {

@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::flag::flag;
 use super::spacing::{Respacing, TimestepSpacing, check_steps, linspace};
 use super::training::{PredictionType, Training, interpolate, sigmas, timestep_of};
 use super::{History, Rows, Sampler, SamplerError};
@@ -21,11 +22,14 @@ pub struct EulerDiscreteConfig {
     /// Where noise levels between those of the training lie.
     pub interpolation_type: Interpolation,
     /// Karras et al. 2022, equation 5.
-    pub use_karras_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_karras_sigmas: bool,
     /// Evenly spaced logarithms.
-    pub use_exponential_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_exponential_sigmas: bool,
     /// Quantiles of the beta distribution with both parameters 0.6, arXiv 2407.12173.
-    pub use_beta_sigmas: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    pub use_beta_sigmas: bool,
     /// The least of the noise levels of those three.
     pub sigma_min: Option<f64>,
     /// The largest of them.
@@ -76,9 +80,9 @@ impl Default for EulerDiscreteConfig {
             training: Training::default(),
             prediction_type: PredictionType::Epsilon,
             interpolation_type: Interpolation::Linear,
-            use_karras_sigmas: None,
-            use_exponential_sigmas: None,
-            use_beta_sigmas: None,
+            use_karras_sigmas: false,
+            use_exponential_sigmas: false,
+            use_beta_sigmas: false,
             sigma_min: None,
             sigma_max: None,
             timestep_spacing: TimestepSpacing::Linspace,
@@ -103,12 +107,8 @@ impl EulerDiscrete {
     /// No steps or more than the training had; options that are not built or exclude each other; noise levels that
     /// are not finite.
     pub fn new(config: &EulerDiscreteConfig, n_steps: usize) -> Result<Self, SamplerError> {
-        let on = |option: Option<bool>| option.unwrap_or(false);
-        let respacing = Respacing::chosen(
-            on(config.use_karras_sigmas),
-            on(config.use_exponential_sigmas),
-            on(config.use_beta_sigmas),
-        )?;
+        let respacing =
+            Respacing::chosen(config.use_karras_sigmas, config.use_exponential_sigmas, config.use_beta_sigmas)?;
         if config.timestep_type == TimestepType::Continuous {
             return Err(SamplerError::Unsupported { option: "timestep_type" });
         }

@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
+use super::flag::flag;
 use super::spacing::{Respacing, check_steps, linspace};
 use super::{History, Rows, Sampler, SamplerError};
 
@@ -18,6 +19,7 @@ pub struct FlowMatchEulerConfig {
     /// Fixed shift towards noise; 1 is none.
     pub shift: f64,
     /// Shift by the number of image tokens instead.
+    #[serde(deserialize_with = "flag")]
     pub use_dynamic_shifting: bool,
     /// Shift at `base_image_seq_len` tokens.
     pub base_shift: f64,
@@ -28,19 +30,28 @@ pub struct FlowMatchEulerConfig {
     /// Tokens of `max_shift`.
     pub max_image_seq_len: usize,
     /// Whether the flow runs the other way.
+    #[serde(deserialize_with = "flag")]
     pub invert_sigmas: bool,
     /// Sigma that the last step starts from.
     pub shift_terminal: Option<f64>,
     /// Karras et al. 2022, equation 5.
+    #[serde(deserialize_with = "flag")]
     pub use_karras_sigmas: bool,
     /// Evenly spaced logarithms.
+    #[serde(deserialize_with = "flag")]
     pub use_exponential_sigmas: bool,
     /// Quantiles of the beta distribution with both parameters 0.6, arXiv 2407.12173.
+    #[serde(deserialize_with = "flag")]
     pub use_beta_sigmas: bool,
+    /// Not this class's, but `FluxPipeline` asks for it whatever the class: then the sampler's own noise levels are taken
+    /// instead of the pipeline's.
+    #[serde(deserialize_with = "flag")]
+    pub use_flow_sigmas: bool,
     /// The form of the dynamic shift.
     pub time_shift_type: TimeShift,
     /// New noise at each step; not built, since upstream's pipelines draw it from the process-wide generator, so that
     /// no seed fixes it.
+    #[serde(deserialize_with = "flag")]
     pub stochastic_sampling: bool,
 }
 
@@ -69,6 +80,7 @@ impl Default for FlowMatchEulerConfig {
             use_karras_sigmas: false,
             use_exponential_sigmas: false,
             use_beta_sigmas: false,
+            use_flow_sigmas: false,
             time_shift_type: TimeShift::Exponential,
             stochastic_sampling: false,
         }

@@ -4,6 +4,7 @@ mod ddim;
 mod ddpm;
 mod dpm_solver_multistep;
 mod euler_discrete;
+mod flag;
 mod flow_match_euler;
 mod spacing;
 mod training;
@@ -74,12 +75,12 @@ pub struct Flow {
     pub n_tokens: usize,
 }
 
-/// The sampler that `scheduler_config.json` names by its `_class_name`.
+/// The sampler of a class with the options of `scheduler_config.json`. The class is the one that `model_index.json` names:
+/// as upstream, whatever class the options were written by (`_class_name`), what this one does not know is ignored.
 ///
 /// # Errors
 /// A class that is not built; a configuration that does not parse or cannot work.
-pub fn from_config(config: &Value, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, SamplerError> {
-    let class = config.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+pub fn from_config(class: &str, config: &Value, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, SamplerError> {
     Ok(match class {
         "FlowMatchEulerDiscreteScheduler" => {
             let config: FlowMatchEulerConfig = parse(class, config)?;
@@ -88,7 +89,8 @@ pub fn from_config(config: &Value, n_steps: usize, flow: Flow) -> Result<Box<dyn
             if by_exponent && !(mu.exp() as f32).is_finite() {
                 return Err(SamplerError::Shift { mu, n_tokens: flow.n_tokens });
             }
-            Box::new(FlowMatchEuler::new(&config, n_steps, flow.sigmas.as_deref(), Some(mu))?)
+            let sigmas = flow.sigmas.filter(|_| !config.use_flow_sigmas);
+            Box::new(FlowMatchEuler::new(&config, n_steps, sigmas.as_deref(), Some(mu))?)
         }
         "DDIMScheduler" => Box::new(Ddim::new(&parse(class, config)?, n_steps, 0.0)?),
         "DDPMScheduler" => Box::new(Ddpm::new(&parse(class, config)?, n_steps)?),
@@ -108,7 +110,8 @@ pub const SUPPORTED: &[&str] = &[
 ];
 
 fn parse<T: DeserializeOwned>(class: &str, config: &Value) -> Result<T, SamplerError> {
-    T::deserialize(config).map_err(|e| SamplerError::Config { class: class.into(), message: e.to_string() })
+    serde_path_to_error::deserialize(config)
+        .map_err(|e| SamplerError::Config { class: class.into(), message: e.to_string() })
 }
 
 /// What is wrong with a scheduler's configuration or with the number of steps.

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::SamplerError;
+use super::flag::flag;
 use super::spacing::{TimestepSpacing, check_steps};
 
 /// The part of `scheduler_config.json` that says how the training's noise grew, with upstream's defaults.
@@ -21,6 +22,7 @@ pub struct Training {
     /// All variances, instead.
     pub trained_betas: Option<Vec<f32>>,
     /// Whether the last timestep is made to be noise alone, arXiv 2305.08891.
+    #[serde(deserialize_with = "flag")]
     pub rescale_betas_zero_snr: bool,
 }
 

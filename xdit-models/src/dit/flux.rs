@@ -12,24 +12,21 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{
     Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
 };
-use xdit_core::ops::{self, Activation, Linear, RopeTable, gated_residual, linear_cat, merge_heads, modulated_norm};
+use xdit_core::ops::{self, Activation, Linear, RopeTable, linear_cat, merge_heads};
 
-use crate::dit::{
-    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, modulation,
-    project_heads,
-};
+use crate::dit::stream::{Modulation, StreamWeights};
+use crate::dit::{ADDED, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, clip_f16, continuous_norm};
 use crate::error::{ModelError, few, positive};
 
-/// `transformer/config.json`; field names are the checkpoint's.
+/// `transformer/config.json`; field names and defaults are the checkpoint's.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct FluxConfig {
     /// Side of the square of latent pixels that one token holds; 1 as the pipeline packs them beforehand.
-    #[serde(default = "one")]
     pub patch_size: usize,
     /// Channels of an image token: 4 times the VAE's.
     pub in_channels: usize,
-    /// Channels of a predicted token; `in_channels` where absent.
-    #[serde(default)]
+    /// Channels of a predicted token, which are `in_channels`; so they are where absent or 0.
     pub out_channels: Option<usize>,
     /// Double blocks.
     pub num_layers: usize,
@@ -44,19 +41,27 @@ pub struct FluxConfig {
     /// Channels of CLIP's pooled vector.
     pub pooled_projection_dim: usize,
     /// Whether the guidance scale is an input (dev) or not (schnell).
-    #[serde(default)]
     pub guidance_embeds: bool,
     /// Channels of a head that each position axis turns: none, row, column.
-    #[serde(default = "default_axes")]
     pub axes_dims_rope: [usize; 3],
 }
 
-fn one() -> usize {
-    1
-}
-
-fn default_axes() -> [usize; 3] {
-    [16, 56, 56]
+impl Default for FluxConfig {
+    fn default() -> Self {
+        Self {
+            patch_size: 1,
+            in_channels: 64,
+            out_channels: None,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: false,
+            axes_dims_rope: [16, 56, 56],
+        }
+    }
 }
 
 impl FluxConfig {
@@ -111,6 +116,9 @@ impl FluxConfig {
         if self.patch_size != 1 {
             return bad(format!("patch_size={} is not supported, only 1", self.patch_size));
         }
+        if let Some(out) = self.out_channels.filter(|out| *out != 0 && *out != self.in_channels) {
+            return bad(format!("out_channels={out} is not supported, only in_channels={}", self.in_channels));
+        }
         Ok(())
     }
 }
@@ -138,7 +146,6 @@ impl Flux {
     pub fn load(loader: &Loader<'_>, config: &FluxConfig, blocks: Range<usize>) -> Result<Self, ModelError> {
         config.check()?;
         let (d, channels) = (config.d_model(), config.in_channels);
-        let out_channels = config.out_channels.unwrap_or(channels);
         let linear = |name: &str, d_in, d_out| Linear::load(&loader.pp(name), d_in, d_out);
         let double = |i| DoubleBlock::load(&loader.pp("transformer_blocks").pp(i), config);
         let single = |i| SingleBlock::load(&loader.pp("single_transformer_blocks").pp(i), config);
@@ -151,7 +158,7 @@ impl Flux {
             transformer_blocks: Blocks::load(&blocks, 0..config.num_layers, double)?,
             single_transformer_blocks: Blocks::load(&blocks, config.num_layers..config.spec().n_blocks, single)?,
             norm_out: linear("norm_out.linear", d, 2 * d)?,
-            proj_out: linear("proj_out", d, out_channels)?,
+            proj_out: linear("proj_out", d, channels)?,
             config: config.clone(),
         })
     }
@@ -246,54 +253,23 @@ struct DoubleBlock {
 impl DoubleBlock {
     fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
         Ok(Self {
-            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, config)?,
-            txt: StreamWeights::load(loader, ["norm1_context", "to_add_out", "ff_context"], ADDED, config)?,
+            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, config.heads(), 2)?,
+            txt: StreamWeights::load(loader, ["norm1_context", "to_add_out", "ff_context"], ADDED, config.heads(), 2)?,
         })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let img = modulation::<6>(&self.img.norm, &cond.temb);
+        let [img, img_ff] = self.img.modulations(&cond.temb);
         let img_qkv = self.img.qkv(&x.img, &img, ctx.positions.img_rope().as_ref());
-        let txt = x.txt.map(|x| (x, modulation::<6>(&self.txt.norm, &cond.temb)));
-        let txt_qkv = txt.as_ref().map(|(x, m)| self.txt.qkv(x, m, ctx.positions.txt_rope().as_ref()));
+        let txt = x.txt.map(|x| (x, self.txt.modulations::<2>(&cond.temb)));
+        let txt_qkv = txt.as_ref().map(|(x, [m, _])| self.txt.qkv(x, m, ctx.positions.txt_rope().as_ref()));
         let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
         let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
-        let txt = txt.zip(txt_attn).map(|((x, m), attn)| self.txt.after(x, attn, &m));
-        Ok(Streams::new(txt, self.img.after(x.img, img_attn, &img)))
-    }
-}
-
-/// One stream's weights in a double block.
-#[derive(Debug)]
-struct StreamWeights {
-    norm: Linear,
-    attn: QkvWeights,
-    to_out: Linear,
-    ff: FeedForward,
-}
-
-impl StreamWeights {
-    fn load(loader: &Loader<'_>, names: [&str; 3], qkv: [&str; 5], config: &FluxConfig) -> Result<Self, LoadError> {
-        let d = config.d_model();
-        let [norm, out, ff] = names;
-        let attn = loader.pp("attn");
-        Ok(Self {
-            norm: Linear::load(&loader.pp(norm).pp("linear"), d, 6 * d)?,
-            attn: QkvWeights::load(&attn, qkv, [d, d], config.heads())?,
-            to_out: Linear::load(&attn.pp(out), d, d)?,
-            ff: FeedForward::load(&loader.pp(ff), d, 4 * d)?,
-        })
-    }
-
-    /// - `m`: shift, scale, gate of the attention, then of the feed-forward
-    fn qkv(&self, x: &Tensor<3>, m: &[Tensor<2>; 6], rope: Option<&RopeTable>) -> Qkv {
-        self.attn.forward(modulated_norm(x.clone(), m[0].clone(), m[1].clone(), EPS), rope)
-    }
-
-    fn after(&self, x: Tensor<3>, attn: Tensor<4>, m: &[Tensor<2>; 6]) -> Tensor<3> {
-        let x = gated_residual(x, m[2].clone(), project_heads(&self.to_out, attn));
-        let y = self.ff.forward(modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS));
-        gated_residual(x, m[5].clone(), y)
+        let txt = txt.zip(txt_attn).map(|((x, [m, ff]), attn)| {
+            // the image is not clipped here upstream
+            clip_f16(self.txt.fed(self.txt.attended(x, attn, &m), &ff))
+        });
+        Ok(Streams::new(txt, self.img.fed(self.img.attended(x.img, img_attn, &img), &img_ff)))
     }
 }
 
@@ -318,7 +294,7 @@ impl SingleBlock {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let [shift, scale, gate] = modulation(&self.norm, &cond.temb);
+        let [m] = Modulation::of(&self.norm, &cond.temb);
         let n_txt = x.txt.as_ref().map_or(0, |txt| txt.dims()[1]);
         let [_, n_img, _] = x.img.dims();
         // one sequence: the weights are the same for both streams and are read once
@@ -326,11 +302,26 @@ impl SingleBlock {
             Some(txt) => (Tensor::cat(vec![txt, x.img], 1), ctx.positions.rope.clone()),
             None => (x.img, ctx.positions.img_rope()),
         };
-        let y = modulated_norm(x.clone(), shift, scale, EPS);
+        let y = m.norm(x.clone(), EPS);
         let attn = ctx.attn.joint(site, self.attn.forward(y.clone(), rope.as_ref()), n_txt)?;
         let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
-        let x = gated_residual(x, gate, linear_cat(vec![merge_heads(attn), mlp], &self.proj_out));
+        let x = clip_f16(m.add(x, linear_cat(vec![merge_heads(attn), mlp], &self.proj_out)));
         let txt = (n_txt > 0).then(|| x.clone().narrow(1, 0, n_txt));
         Ok(Streams::new(txt, x.narrow(1, n_txt, n_img)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_fields_are_upstreams_and_other_channels_are_refused() {
+        let read = |json: &str| serde_json::from_str::<FluxConfig>(json).unwrap();
+        let spec = read("{}").spec();
+        assert_eq!((spec.n_blocks, spec.n_heads, spec.head_dim, spec.channels), (57, 24, 128, 64));
+        read(r#"{"out_channels": 0}"#).check().unwrap();
+        let message = read(r#"{"out_channels": 16}"#).check().unwrap_err().to_string();
+        assert_eq!(message, "FluxTransformer2DModel config: out_channels=16 is not supported, only in_channels=64");
     }
 }

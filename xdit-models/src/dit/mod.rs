@@ -7,10 +7,11 @@ pub mod flux;
 pub mod hunyuan_dit;
 pub mod pixart;
 pub mod sd3;
+mod stream;
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
@@ -107,6 +108,14 @@ pub fn parts<const N: usize>(all: Tensor<2>) -> [Tensor<2>; N] {
     let [batch, width] = all.dims();
     let d = width / N;
     std::array::from_fn(|i| all.clone().slice([0..batch, i * d..(i + 1) * d]))
+}
+
+/// Within f16's range where the stream is f16: there upstream keeps some streams from becoming infinite.
+pub fn clip_f16(x: Tensor<3>) -> Tensor<3> {
+    match x.dtype() {
+        DType::F16 => x.clamp(-65_504.0, 65_504.0),
+        _ => x,
+    }
 }
 
 /// `AdaLayerNormContinuous`, which names the scale first.

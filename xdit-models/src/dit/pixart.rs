@@ -11,8 +11,9 @@ use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
 use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TokenGrid};
-use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
+use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
+use crate::dit::stream::Modulation;
 use crate::dit::{
     Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed, load_proj_out, parts,
     project_heads, sincos_2d, spec,
@@ -46,6 +47,12 @@ pub struct PixArtConfig {
     pub activation_fn: String,
     /// Kind of norm, always `ada_norm_single`.
     pub norm_type: String,
+    /// Added to the variance in the blocks' norms.
+    pub norm_eps: f64,
+    /// Whether the blocks' norms have weights of their own; they have not.
+    pub norm_elementwise_affine: bool,
+    /// Says nothing here, but may not be `null`.
+    pub num_embeds_ada_norm: Option<u64>,
     /// What positions are divided by; `sample_size / 64` where absent.
     pub interpolation_scale: Option<f64>,
     /// Whether it is told the picture's size; only where `sample_size` is 128 if absent.
@@ -68,6 +75,9 @@ impl Default for PixArtConfig {
             patch_size: 2,
             activation_fn: "gelu-approximate".into(),
             norm_type: "ada_norm_single".into(),
+            norm_eps: 1e-6,
+            norm_elementwise_affine: false,
+            num_embeds_ada_norm: Some(1000),
             interpolation_scale: None,
             use_additional_conditions: None,
             caption_channels: None,
@@ -111,8 +121,11 @@ impl PixArtConfig {
         if d % 4 != 0 || (self.is_told_the_size() && d % 3 != 0) {
             return bad(format!("num_attention_heads * attention_head_dim={d} must be a multiple of 12"));
         }
-        if self.cross_attention_dim.is_some_and(|cross| cross != d) {
-            return bad(format!("cross_attention_dim={:?} must be the model's width {d}", self.cross_attention_dim));
+        match self.cross_attention_dim {
+            Some(cross) if cross == d => {}
+            Some(cross) => return bad(format!("cross_attention_dim={cross} must be the model's width {d}")),
+            // without a number upstream's blocks don't look at the text
+            None => return bad(format!("cross_attention_dim=null is not supported, only the model's width {d}")),
         }
         if self.out_channels.is_some_and(|out| out != channels && out != 2 * channels) {
             return bad(format!("out_channels={:?} must be once or twice in_channels={channels}", self.out_channels));
@@ -132,7 +145,16 @@ impl PixArtConfig {
             }
         }
         if !self.attention_bias {
-            return bad("attention_bias=false is not supported".into());
+            return bad("attention_bias=false is not supported, only true".into());
+        }
+        if self.norm_elementwise_affine {
+            return bad("norm_elementwise_affine=true is not supported, only false".into());
+        }
+        if self.num_embeds_ada_norm.is_none() {
+            return bad("num_embeds_ada_norm=null is not supported, only a number".into());
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return bad(format!("norm_eps={} must be a number that is not negative", self.norm_eps));
         }
         Ok(Heads { n: self.num_attention_heads, dim: self.attention_head_dim, norm: QkNorm::No })
     }
@@ -165,7 +187,7 @@ impl PixArt {
         let adaln = loader.pp("adaln_single");
         let size = |name: &str| Mlp::load_time(&adaln.pp("emb").pp(name), d / 3);
         let caption = |d_in| Mlp::load(&loader.pp("caption_projection"), [d_in, d, d], Activation::GeluTanh);
-        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), d, heads);
+        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), d, heads, config.norm_eps);
         Ok(Self {
             dtype: loader.dtype().into(),
             pos_embed_proj: load_patch_embed(&loader.pp("pos_embed.proj"), channels, patch, d)?,
@@ -241,15 +263,16 @@ impl Dit for PixArt {
     }
 
     fn head(&self, x: Streams, cond: &Cond) -> Tensor<3> {
-        let [shift, scale] = with_table(&self.scale_shift_table, Tensor::cat(vec![cond.temb.clone(); 2], 1));
+        let shared = Tensor::cat(vec![cond.temb.clone(); 2], 1);
+        let [shift, scale] = parts(with_table(&self.scale_shift_table, shared));
         ops::to_f32(self.proj_out.forward(modulated_norm(x.img, shift, scale, EPS)))
     }
 }
 
-/// The rows of a table added to the parts of `[batch, N d]`.
-fn with_table<const N: usize>(table: &Tensor<2>, shared: Tensor<2>) -> [Tensor<2>; N] {
-    let d = table.dims()[1];
-    parts(shared + table.clone().reshape([1, N * d]))
+/// The rows of a table, one after the other, added to `[batch, rows * d]`.
+fn with_table(table: &Tensor<2>, shared: Tensor<2>) -> Tensor<2> {
+    let [n, d] = table.dims();
+    shared + table.clone().reshape([1, n * d])
 }
 
 /// `BasicTransformerBlock`
@@ -261,10 +284,11 @@ struct Block {
     attn2: QkvWeights,
     attn2_out: Linear,
     ff: FeedForward,
+    eps: f64,
 }
 
 impl Block {
-    fn load(loader: &Loader<'_>, d: usize, heads: Heads) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, d: usize, heads: Heads, eps: f64) -> Result<Self, LoadError> {
         let (attn1, attn2) = (loader.pp("attn1"), loader.pp("attn2"));
         Ok(Self {
             scale_shift_table: loader.tensor("scale_shift_table", [6, d])?,
@@ -273,15 +297,16 @@ impl Block {
             attn2: QkvWeights::load(&attn2, OWN, [d, d], heads)?,
             attn2_out: Linear::load(&attn2.pp("to_out.0"), d, d)?,
             ff: FeedForward::load(&loader.pp("ff"), d, 4 * d)?,
+            eps,
         })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let shared = cond.modulation.clone().expect("PixArt shares its modulation");
-        let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = with_table(&self.scale_shift_table, shared);
-        let qkv = self.attn1.forward(modulated_norm(x.img.clone(), shift, scale, EPS), None);
+        let [m, ff] = Modulation::cut(with_table(&self.scale_shift_table, shared));
+        let qkv = self.attn1.forward(m.norm(x.img.clone(), self.eps), None);
         let attn = ctx.attn.self_attn(Site::first(i), qkv)?;
-        let img = gated_residual(x.img, gate, project_heads(&self.attn1_out, attn));
+        let img = m.add(x.img, project_heads(&self.attn1_out, attn));
 
         // no norm before the text is looked at
         let q = self.attn2.queries(img.clone(), None);
@@ -289,7 +314,31 @@ impl Block {
         let (k, v) = (self.attn2.keys(txt.clone(), None), self.attn2.values(txt));
         let img = img + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?);
 
-        let y = self.ff.forward(modulated_norm(img.clone(), ff_shift, ff_scale, EPS));
-        Ok(Streams::new(x.txt, gated_residual(img, ff_gate, y)))
+        let y = self.ff.forward(ff.norm(img.clone(), self.eps));
+        Ok(Streams::new(x.txt, ff.add(img, y)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_configurations_are_errors() {
+        let check = |json: &str| serde_json::from_str::<PixArtConfig>(json).unwrap().check();
+        check("{}").unwrap();
+        for field in [
+            "cross_attention_dim=null",
+            "num_embeds_ada_norm=null",
+            "norm_elementwise_affine=true",
+            "attention_bias=false",
+            "norm_eps=-1",
+            "activation_fn=\"geglu\"",
+            "norm_type=\"ada_norm_zero\"",
+        ] {
+            let (name, value) = field.split_once('=').unwrap();
+            let message = check(&format!("{{\"{name}\": {value}}}")).unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
     }
 }

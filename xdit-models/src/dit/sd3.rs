@@ -13,11 +13,12 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{
     Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
 };
-use xdit_core::ops::{self, Activation, Linear, gated_residual, modulated_norm};
+use xdit_core::ops::{self, Activation, Linear};
 
+use crate::dit::stream::StreamWeights;
 use crate::dit::{
-    ADDED, Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed,
-    load_proj_out, modulation, project_heads, spec,
+    ADDED, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed, load_proj_out,
+    project_heads, spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -213,15 +214,17 @@ impl Dit for Sd3 {
 /// `JointTransformerBlock`
 #[derive(Debug)]
 struct Block {
-    norm1: Linear,
-    norm1_context: Linear,
-    img: QkvWeights,
-    txt: QkvWeights,
-    to_out: Linear,
+    img: StreamWeights,
+    txt: Txt,
     attn2: Option<(QkvWeights, Linear)>,
-    ff: FeedForward,
-    // the last block leaves the text as it is
-    txt_after: Option<(Linear, FeedForward)>,
+}
+
+/// The text's weights in a block.
+#[derive(Debug)]
+enum Txt {
+    Changed(Box<StreamWeights>),
+    /// The last block only reads the text.
+    Read(Linear, QkvWeights),
 }
 
 impl Block {
@@ -229,79 +232,67 @@ impl Block {
         let d = config.d_model();
         let (attn, attn2) = (loader.pp("attn"), loader.pp("attn2"));
         let dual = config.dual_attention_layers.contains(&i);
-        let last = i + 1 == config.num_layers;
-        let out = |attn: &Loader<'_>| Linear::load(&attn.pp("to_out.0"), d, d);
+        let n = if dual { 3 } else { 2 };
         Ok(Self {
-            norm1: Linear::load(&loader.pp("norm1.linear"), d, if dual { 9 * d } else { 6 * d })?,
-            norm1_context: Linear::load(&loader.pp("norm1_context.linear"), d, if last { 2 * d } else { 6 * d })?,
-            img: QkvWeights::load(&attn, OWN, [d, d], heads)?,
-            txt: QkvWeights::load(&attn, ADDED, [d, d], heads)?,
-            to_out: out(&attn)?,
-            attn2: match dual {
-                true => Some((QkvWeights::load(&attn2, OWN, [d, d], heads)?, out(&attn2)?)),
-                false => None,
+            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, heads, n)?,
+            txt: match i + 1 == config.num_layers {
+                true => Txt::Read(
+                    Linear::load(&loader.pp("norm1_context.linear"), d, 2 * d)?,
+                    QkvWeights::load(&attn, ADDED, [d, d], heads)?,
+                ),
+                false => {
+                    let names = ["norm1_context", "to_add_out", "ff_context"];
+                    Txt::Changed(Box::new(StreamWeights::load(loader, names, ADDED, heads, 2)?))
+                }
             },
-            ff: FeedForward::load(&loader.pp("ff"), d, 4 * d)?,
-            txt_after: match last {
-                true => None,
-                false => Some((
-                    Linear::load(&attn.pp("to_add_out"), d, d)?,
-                    FeedForward::load(&loader.pp("ff_context"), d, 4 * d)?,
-                )),
+            attn2: match dual {
+                true => {
+                    Some((QkvWeights::load(&attn2, OWN, [d, d], heads)?, Linear::load(&attn2.pp("to_out.0"), d, d)?))
+                }
+                false => None,
             },
         })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let site = Site::first(i);
-        let normed = |x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>| {
-            modulated_norm(x.clone(), shift.clone(), scale.clone(), EPS)
+        let (img, img_ff, second) = match &self.attn2 {
+            None => {
+                let [attn, ff] = self.img.modulations(&cond.temb);
+                (attn, ff, None)
+            }
+            Some((qkv, out)) => {
+                let [attn, ff, second] = self.img.modulations(&cond.temb);
+                // read before the joint attention changes the stream
+                let qkv = qkv.forward(second.norm(x.img.clone(), EPS), None);
+                (attn, ff, Some((qkv, out, second)))
+            }
         };
-        // shift, scale, gate of the attention and of the feed-forward, then of the second attention if there is one
-        let img: Vec<Tensor<2>> = match self.attn2 {
-            None => modulation::<6>(&self.norm1, &cond.temb).into(),
-            Some(_) => modulation::<9>(&self.norm1, &cond.temb).into(),
+        let img_qkv = self.img.qkv(&x.img, &img, None);
+        let (txt_qkv, changed) = match (&self.txt, &x.txt) {
+            (_, None) => (None, None),
+            (Txt::Read(norm, qkv), Some(txt)) => {
+                (Some(qkv.forward(continuous_norm(norm, txt.clone(), &cond.temb), None)), None)
+            }
+            (Txt::Changed(weights), Some(txt)) => {
+                let [attn, ff] = weights.modulations(&cond.temb);
+                (Some(weights.qkv(txt, &attn, None)), Some((weights, attn, ff)))
+            }
         };
-        let img_qkv = self.img.forward(normed(&x.img, &img[0], &img[1]), None);
-        // read before the joint attention changes the stream
-        let dual = self.attn2.as_ref().map(|(qkv, out)| (qkv.forward(normed(&x.img, &img[6], &img[7]), None), out));
-
-        let (Some(x_txt), Some((to_add_out, ff_context))) = (&x.txt, &self.txt_after) else {
-            let norm = |txt| continuous_norm(&self.norm1_context, txt, &cond.temb);
-            let txt_qkv = x.txt.clone().map(|txt| self.txt.forward(norm(txt), None));
-            let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
-            let (_, attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
-            return Ok(Streams::new(x.txt, self.img_after(ctx, site, x.img, attn, dual, &img)?));
-        };
-        let txt = modulation::<6>(&self.norm1_context, &cond.temb);
-        let txt_qkv = self.txt.forward(normed(x_txt, &txt[0], &txt[1]), None);
-        let (qkv, n_txt) = Qkv::joined(Some(txt_qkv), img_qkv);
+        let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
         let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
-        let new_img = self.img_after(ctx, site, x.img, img_attn, dual, &img)?;
-        let new_txt = txt_attn.map(|attn| {
-            let y = gated_residual(x_txt.clone(), txt[2].clone(), project_heads(to_add_out, attn));
-            let ff = ff_context.forward(normed(&y, &txt[3], &txt[4]));
-            gated_residual(y, txt[5].clone(), ff)
-        });
-        Ok(Streams::new(new_txt, new_img))
-    }
 
-    /// What follows the joint attention in the image's stream.
-    fn img_after(
-        &self,
-        ctx: &mut Ctx<'_>,
-        site: Site,
-        x: Tensor<3>,
-        attn: Tensor<4>,
-        dual: Option<(Qkv, &Linear)>,
-        m: &[Tensor<2>],
-    ) -> Result<Tensor<3>, CommError> {
-        let mut x = gated_residual(x, m[2].clone(), project_heads(&self.to_out, attn));
-        if let Some((qkv, out)) = dual {
+        let mut new_img = self.img.attended(x.img, img_attn, &img);
+        if let Some((qkv, out, second)) = second {
             let attn = ctx.attn.self_attn(Site { call: 1, ..site }, qkv)?;
-            x = gated_residual(x, m[8].clone(), project_heads(out, attn));
+            new_img = second.add(new_img, project_heads(out, attn));
         }
-        let y = self.ff.forward(modulated_norm(x.clone(), m[3].clone(), m[4].clone(), EPS));
-        Ok(gated_residual(x, m[5].clone(), y))
+        let new_txt = match (changed, x.txt) {
+            (Some((weights, attn, ff)), Some(txt)) => {
+                txt_attn.map(|heads| weights.fed(weights.attended(txt, heads, &attn), &ff))
+            }
+            (_, txt) => txt,
+        };
+        Ok(Streams::new(new_txt, self.img.fed(new_img, &img_ff)))
     }
 }

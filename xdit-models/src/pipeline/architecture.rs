@@ -7,11 +7,18 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
+use crate::error::ModelError;
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
+use crate::vae::autoencoder_kl::AutoencoderKlConfig;
+
+/// Classes of schedulers that follow a diffusion's noise, as [`Components::expect`] takes them; not those of flow matching,
+/// whose steps are others.
+pub const DIFFUSION_SCHEDULERS: &str =
+    "DDIMScheduler or DDPMScheduler or DPMSolverMultistepScheduler or EulerDiscreteScheduler";
 
 /// What `guidance_scale` means to a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +28,20 @@ pub enum Guidance {
     Told,
     /// Classifier-free guidance, away from the negative prompt or from an empty one.
     ClassifierFree,
+}
+
+/// Refuses a VAE with a shift, which pipelines of before flow matching don't undo before they decode.
+///
+/// # Errors
+/// There is one; a configuration that cannot be read.
+pub fn unshifted(components: &Components) -> Result<(), PipelineError> {
+    match components.config::<AutoencoderKlConfig>("vae")?.shift_factor.filter(|shift| *shift != 0.0) {
+        None => Ok(()),
+        Some(shift) => {
+            let what = format!("shift_factor={shift} is not supported in this pipeline, which has none");
+            Err(ModelError::Config { class: "AutoencoderKL", what }.into())
+        }
+    }
 }
 
 /// What differs between pipelines: which encoders, which latents, which conditioning, which sampler.
@@ -61,6 +82,19 @@ pub trait Architecture: Sync {
     /// What `guidance_scale` means.
     fn guidance(&self) -> Guidance {
         Guidance::ClassifierFree
+    }
+
+    /// Whether the model was trained to be told `guidance_scale`, where [`Guidance::Told`] is what it means.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn is_told(&self, _components: &Components) -> Result<bool, PipelineError> {
+        Ok(true)
+    }
+
+    /// Whether `max_sequence_length` says how many tokens of T5 there are.
+    fn takes_length(&self) -> bool {
+        true
     }
 
     /// Settings where neither the request nor the folder's `xdit.json` says otherwise.
@@ -131,7 +165,7 @@ pub trait Architecture: Sync {
         Ok(vec![1.0; self.spec(components)?.n_blocks])
     }
 
-    /// The sampler for this many steps and image tokens: the one that `scheduler_config.json` names.
+    /// The sampler for this many steps and image tokens: the one that `model_index.json` names.
     ///
     /// # Errors
     /// A scheduler configuration that is not supported.

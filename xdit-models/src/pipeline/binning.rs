@@ -18,13 +18,13 @@ pub enum Binning {
 }
 
 impl Binning {
-    /// PixArt's, for pictures of `side` pixels; `None` if there is no table for it.
-    pub fn aspect_ratio(side: usize) -> Option<Self> {
-        match side {
-            2048 => Some(Self::AspectRatio { table: BINS_2048, divide: 1 }),
-            1024 => Some(Self::AspectRatio { table: BINS_1024, divide: 1 }),
-            512 => Some(Self::AspectRatio { table: BINS_1024, divide: 2 }),
-            256 => Some(Self::AspectRatio { table: BINS_1024, divide: 4 }),
+    /// PixArt's, for a transformer of this `sample_size`; `None` if there is no table for it.
+    pub fn aspect_ratio(sample_size: usize) -> Option<Self> {
+        match sample_size {
+            256 => Some(Self::AspectRatio { table: BINS_2048, divide: 1 }),
+            128 => Some(Self::AspectRatio { table: BINS_1024, divide: 1 }),
+            64 => Some(Self::AspectRatio { table: BINS_1024, divide: 2 }),
+            32 => Some(Self::AspectRatio { table: BINS_1024, divide: 4 }),
             _ => None,
         }
     }
@@ -201,13 +201,13 @@ mod tests {
         let golden = Golden::open("pixart-256");
         let asked = golden.values("bins.requested");
         for side in [256, 512, 1024, 2048] {
-            let binning = Binning::aspect_ratio(side).expect("a table");
+            let binning = Binning::aspect_ratio(side / 8).expect("a table");
             let want = golden.values(&format!("bins.{side}"));
             for (asked, want) in asked.chunks(2).zip(want.chunks(2)) {
                 assert_eq!(binning.nearest(pair(asked)), pair(want), "{side} pixels, {asked:?}");
             }
         }
-        assert_eq!(Binning::aspect_ratio(768), None);
+        assert_eq!(Binning::aspect_ratio(96), None);
     }
 
     #[test]

@@ -138,13 +138,13 @@ impl Components {
         self.folder.component(component).is_ok()
     }
 
-    /// The sampler that `scheduler_config.json` names.
+    /// The sampler that `model_index.json` names, with the options of `scheduler_config.json`.
     ///
     /// # Errors
     /// A configuration that cannot be read or is not supported.
     pub fn sampler(&self, n_steps: usize, flow: Flow) -> Result<Box<dyn Sampler>, PipelineError> {
         let config = self.folder.config("scheduler", "scheduler_config.json")?;
-        Ok(sampler::from_config(&config, n_steps, flow)?)
+        Ok(sampler::from_config(&self.folder.component("scheduler")?.class, &config, n_steps, flow)?)
     }
 
     /// Token ids of each text, with a warning where one is longer than `limit`.

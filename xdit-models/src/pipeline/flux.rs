@@ -19,6 +19,9 @@ use crate::pipeline::request::Defaults;
 use crate::text::clip::{ClipText, ClipTextConfig};
 use crate::vae::autoencoder_kl::AutoencoderKlConfig;
 
+/// Side in latent pixels of a picture; the pipeline's own, whatever the transformer.
+const DEFAULT_SAMPLE_SIZE: usize = 128;
+
 /// FLUX.1 dev and schnell.
 pub struct FluxPipeline;
 
@@ -72,17 +75,23 @@ impl Architecture for FluxPipeline {
         Guidance::Told
     }
 
+    fn is_told(&self, components: &Components) -> Result<bool, PipelineError> {
+        Ok(components.config::<FluxConfig>("transformer")?.guidance_embeds)
+    }
+
     fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {
         Ok(components.config::<FluxConfig>("transformer")?.spec())
     }
 
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
         let config: FluxConfig = components.config("transformer")?;
-        // schnell is distilled to few steps and takes no guidance; upstream's examples say the same numbers
+        let side = DEFAULT_SAMPLE_SIZE * components.vae_scale()?;
+        // upstream's pipeline has 28 and 512 for both; schnell was distilled to few steps and short texts, and examples
+        // give these
         let (steps, tokens) = if config.guidance_embeds { (28, 512) } else { (4, 256) };
         Ok(Defaults {
-            height: Some(1024),
-            width: Some(1024),
+            height: Some(side),
+            width: Some(side),
             num_inference_steps: Some(steps),
             guidance_scale: Some(3.5),
             true_cfg_scale: Some(1.0),

@@ -20,6 +20,7 @@ use crate::pipeline::draw::{Pictures, Product, Stage};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::estimate;
 use crate::pipeline::geometry::Geometry;
+use crate::pipeline::idle;
 use crate::pipeline::memory::RankMemory;
 use crate::pipeline::options::{ModelSource, Options};
 use crate::pipeline::reading::{Held, Reader};
@@ -160,7 +161,8 @@ impl Pipeline {
     ) -> Result<(), PipelineError> {
         // all that can be refused is refused before any weight is read
         let settings = self.settings(request)?;
-        let guidance = self.guidance(request, &settings, observer);
+        let guidance = self.guidance(request, &settings);
+        self.tell_idle(request, &guidance, observer)?;
         let [height, width] = settings.drawn;
         self.tell_other_size(request, &settings, observer);
         self.tell_unknown(request, &settings, observer);
@@ -313,24 +315,33 @@ impl Pipeline {
     }
 
     /// What the request's scales mean to this model.
-    pub(super) fn guidance(&self, request: &Request, settings: &Settings, observer: &mut dyn Observer) -> Applied {
-        let given = !request.negative_prompts.is_empty();
-        let (told, name, scale, guided) = match self.architecture.guidance() {
+    pub(super) fn guidance(&self, request: &Request, settings: &Settings) -> Applied {
+        let (told, scale, given) = match self.architecture.guidance() {
             Guidance::Told => {
-                let scale = settings.true_cfg_scale;
-                (Some(settings.guidance_scale), "true-cfg-scale", scale, given && scale > 1.0)
+                (Some(settings.guidance_scale), settings.true_cfg_scale, !request.negative_prompts.is_empty())
             }
-            Guidance::ClassifierFree => {
-                if request.true_cfg_scale.is_some() {
-                    observer.warn("true-cfg-scale has no effect on this model, whose guidance is guidance-scale");
-                }
-                (None, "guidance-scale", settings.guidance_scale, settings.guidance_scale > 1.0)
-            }
+            Guidance::ClassifierFree => (None, settings.guidance_scale, true),
         };
-        if given && !guided {
-            observer.warn(&format!("the negative prompt has no effect with {name} {scale}; give one above 1"));
-        }
-        Applied { told, scale, guided }
+        Applied { told, scale, guided: given && scale > 1.0 }
+    }
+
+    /// Warns of settings that have no effect.
+    fn tell_idle(
+        &self,
+        request: &Request,
+        guidance: &Applied,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
+        let facts = idle::Facts {
+            guidance: self.architecture.guidance(),
+            is_told: self.architecture.is_told(&self.components)?,
+            guided: guidance.guided,
+            scale: guidance.scale,
+            has_sizes: self.binning.is_some(),
+            takes_length: self.architecture.takes_length(),
+        };
+        idle::warnings(request, &facts).iter().for_each(|line| observer.warn(line));
+        Ok(())
     }
 
     /// What the built-in model was not trained on.

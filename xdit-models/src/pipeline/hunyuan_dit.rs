@@ -10,7 +10,7 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
 use crate::dit::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
-use crate::pipeline::architecture::Architecture;
+use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::{Components, each};
 use crate::pipeline::error::PipelineError;
@@ -37,7 +37,8 @@ impl Architecture for HunyuanDitPipeline {
         components.expect("text_encoder_2", "T5EncoderModel")?;
         components.expect("tokenizer_2", "T5Tokenizer or T5TokenizerFast")?;
         components.expect("vae", "AutoencoderKL")?;
-        components.folder.component("scheduler")?;
+        components.expect("scheduler", DIFFUSION_SCHEDULERS)?;
+        unshifted(components)?;
         let config: HunyuanDitConfig = components.config("transformer")?;
         config.check()?;
         let bert: BertConfig = components.config("text_encoder")?;
@@ -84,6 +85,10 @@ impl Architecture for HunyuanDitPipeline {
     fn defaults(&self, components: &Components) -> Result<Defaults, PipelineError> {
         let transformer: HunyuanDitConfig = components.config("transformer")?;
         Ok(Defaults::square(transformer.sample_size * components.vae_scale()?, 50, 5.0, transformer.text_len_t5))
+    }
+
+    fn takes_length(&self) -> bool {
+        false
     }
 
     /// The numbers of tokens are the transformer's, whatever `max_sequence_length` says.

@@ -21,6 +21,7 @@ pub mod sd3;
 
 mod draw;
 mod generate;
+mod idle;
 mod memory;
 mod plan;
 mod reading;

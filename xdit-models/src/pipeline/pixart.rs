@@ -10,7 +10,7 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
 use crate::dit::pixart::{PixArt, PixArtConfig};
-use crate::pipeline::architecture::Architecture;
+use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
 use crate::pipeline::error::PipelineError;
@@ -59,7 +59,8 @@ impl Architecture for PixArtPipeline {
         components.expect("text_encoder", "T5EncoderModel")?;
         components.expect("tokenizer", "T5Tokenizer or T5TokenizerFast")?;
         components.expect("vae", "AutoencoderKL")?;
-        components.folder.component("scheduler")?;
+        components.expect("scheduler", DIFFUSION_SCHEDULERS)?;
+        unshifted(components)?;
         let config: PixArtConfig = components.config("transformer")?;
         config.check()?;
         let latent_channels = components.vae_config()?.latent_channels;
@@ -80,7 +81,7 @@ impl Architecture for PixArtPipeline {
     }
 
     fn binning(&self, components: &Components) -> Result<Option<Binning>, PipelineError> {
-        Ok(Binning::aspect_ratio(Self::side(components)?))
+        Ok(Binning::aspect_ratio(components.config::<PixArtConfig>("transformer")?.sample_size))
     }
 
     fn spec(&self, components: &Components) -> Result<DitSpec, PipelineError> {

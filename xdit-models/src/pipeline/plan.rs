@@ -34,7 +34,7 @@ impl Pipeline {
     /// A request that cannot be served; files that cannot be read.
     pub fn plan(&self, request: &Request) -> Result<Plan, PipelineError> {
         let settings = self.settings(request)?;
-        let guidance = self.guidance(request, &settings, &mut ());
+        let guidance = self.guidance(request, &settings);
         let blocks = self.blocks()?;
         let (mesh, n_patches) = (self.mesh, self.n_patches(&settings, &guidance)?);
         let [height, width] = settings.drawn;

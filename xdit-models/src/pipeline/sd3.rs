@@ -201,7 +201,7 @@ impl Clip {
         device: &Device,
         observer: &mut dyn Observer,
     ) -> Result<Vec<ClipStates>, PipelineError> {
-        let clip = components.encoder(self.component, device, &["position_ids"], observer, |l| {
+        let clip = components.encoder(self.component, device, ClipText::UNUSED_WITH_PROJECTION, observer, |l| {
             ClipText::load_with_projection(l, &self.config)
         })?;
         each(&self.texts, self.component, observer, |text| {

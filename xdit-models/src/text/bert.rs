@@ -9,6 +9,7 @@ use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, epsilon, few, positive};
+use crate::text::config::activation;
 use crate::text::{embed, hide};
 
 /// `text_encoder/config.json`; field names and defaults are the checkpoint's.
@@ -25,7 +26,7 @@ pub struct BertConfig {
     pub num_attention_heads: usize,
     /// Width of the feed-forward.
     pub intermediate_size: usize,
-    /// Activation of the feed-forward: `gelu`.
+    /// Activation of the feed-forward.
     pub hidden_act: String,
     /// Most tokens of a text.
     pub max_position_embeddings: usize,
@@ -33,6 +34,8 @@ pub struct BertConfig {
     pub type_vocab_size: usize,
     /// Added to the variance in norms.
     pub layer_norm_eps: f64,
+    /// Whether a token sees only those before it; not built.
+    pub is_decoder: bool,
 }
 
 impl Default for BertConfig {
@@ -47,12 +50,13 @@ impl Default for BertConfig {
             max_position_embeddings: 512,
             type_vocab_size: 2,
             layer_norm_eps: 1e-12,
+            is_decoder: false,
         }
     }
 }
 
 impl BertConfig {
-    pub(crate) fn check(&self) -> Result<(), ModelError> {
+    pub(crate) fn check(&self) -> Result<Activation, ModelError> {
         let bad = |what: String| Err(ModelError::Config { class: "BertModel", what });
         let (d, n_heads) = (self.hidden_size, self.num_attention_heads);
         few("BertModel", &[("num_hidden_layers", self.num_hidden_layers)])?;
@@ -70,10 +74,10 @@ impl BertConfig {
                 ("type_vocab_size", self.type_vocab_size),
             ],
         )?;
-        if self.hidden_act != "gelu" {
-            return bad(format!("hidden_act={:?} is not supported, only \"gelu\"", self.hidden_act));
+        if self.is_decoder {
+            return bad("is_decoder=true is not supported, only false".into());
         }
-        Ok(())
+        activation("BertModel", "hidden_act", &self.hidden_act)
     }
 }
 
@@ -97,13 +101,13 @@ impl Bert {
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
     pub fn load(loader: &Loader<'_>, config: &BertConfig) -> Result<Self, ModelError> {
-        config.check()?;
+        let act = config.check()?;
         // checkpoints of a model with a head put the encoder under this name
         let bare = loader.has("embeddings.word_embeddings.weight");
         let model = if bare { loader.clone() } else { loader.pp("bert") };
         let (d, embeddings) = (config.hidden_size, model.pp("embeddings"));
         let table = |name: &str, n: usize| embeddings.pp(name).tensor("weight", [n, d]);
-        let layer = |i| Layer::load(&model.pp("encoder.layer").pp(i), config);
+        let layer = |i| Layer::load(&model.pp("encoder.layer").pp(i), config, act);
         Ok(Self {
             word_embeddings: table("word_embeddings", config.vocab_size)?,
             position_embeddings: table("position_embeddings", config.max_position_embeddings)?,
@@ -146,6 +150,7 @@ impl Bert {
 #[derive(Debug)]
 struct Layer {
     n_heads: usize,
+    act: Activation,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -157,12 +162,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(loader: &Loader<'_>, config: &BertConfig) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, config: &BertConfig, act: Activation) -> Result<Self, LoadError> {
         let (d, d_ff, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let linear = |name: &str, d_in, d_out| Linear::load(&loader.pp(name), d_in, d_out);
         let norm = |name: &str| LayerNorm::load(&loader.pp(name), d, eps);
         Ok(Self {
             n_heads: config.num_attention_heads,
+            act,
             query: linear("attention.self.query", d, d)?,
             key: linear("attention.self.key", d, d)?,
             value: linear("attention.self.value", d, d)?,
@@ -182,7 +188,7 @@ impl Layer {
         let scale = attention_scale(q.dims()[3]);
         let y = attention(q, heads(&self.key), heads(&self.value), bias.cloned(), scale).out;
         let x = self.attention_norm.forward(self.attention_output.forward(merge_heads(y)) + x);
-        let y = self.intermediate.forward_act(x.clone(), Activation::Gelu);
+        let y = self.intermediate.forward_act(x.clone(), self.act);
         self.output_norm.forward(self.output.forward(y) + x)
     }
 }
@@ -202,6 +208,7 @@ mod tests {
         );
         check(BertConfig { num_attention_heads: 0, ..good.clone() });
         check(BertConfig { type_vocab_size: 0, ..good.clone() });
-        check(BertConfig { hidden_act: "gelu_new".into(), ..good });
+        check(BertConfig { hidden_act: "relu".into(), ..good.clone() });
+        check(BertConfig { is_decoder: true, ..good });
     }
 }

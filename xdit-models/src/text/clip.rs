@@ -4,17 +4,22 @@
 //! one they take; FLUX takes the pooled vector alone.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Activation, LayerNorm, Linear, attention, merge_heads, split_heads};
 
 use crate::error::{ModelError, epsilon, few, positive};
+use crate::text::config::{activation, part_of, read};
 use crate::text::embed;
 
-/// `text_encoder/config.json`; field names and defaults are the checkpoint's.
+const CLASS: &str = "CLIPTextModel";
+
+/// `text_encoder/config.json`; field names and defaults are the checkpoint's. A whole `CLIPModel`'s has them below
+/// `text_config`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct ClipTextConfig {
     /// Token ids are below it.
     pub vocab_size: usize,
@@ -28,14 +33,14 @@ pub struct ClipTextConfig {
     pub num_attention_heads: usize,
     /// Most tokens of a text.
     pub max_position_embeddings: usize,
-    /// Activation of the feed-forward: `quick_gelu` or `gelu`.
+    /// Activation of the feed-forward.
     pub hidden_act: String,
     /// Added to the variance in layer norms.
     pub layer_norm_eps: f64,
     /// The token whose state is the pooled vector; 2 stands for the largest id of a text.
     pub eos_token_id: u32,
     /// Channels that `CLIPTextModelWithProjection` projects the pooled vector to.
-    pub projection_dim: usize,
+    pub projection_dim: Option<usize>,
 }
 
 impl Default for ClipTextConfig {
@@ -50,14 +55,21 @@ impl Default for ClipTextConfig {
             hidden_act: "quick_gelu".into(),
             layer_norm_eps: 1e-5,
             eos_token_id: 49_407,
-            projection_dim: 512,
+            projection_dim: Some(512),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for ClipTextConfig {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let config = part_of(Value::deserialize(from)?, "clip_text_model", Some("text_config"));
+        read(config, |part| Self::deserialize(part))
     }
 }
 
 impl ClipTextConfig {
     pub(crate) fn check(&self) -> Result<Activation, ModelError> {
-        let bad = |what: String| Err(ModelError::Config { class: "CLIPTextModel", what });
+        let bad = |what: String| Err(ModelError::Config { class: CLASS, what });
         let (d, n_heads) = (self.hidden_size, self.num_attention_heads);
         few("CLIPTextModel", &[("num_hidden_layers", self.num_hidden_layers)])?;
         epsilon("CLIPTextModel", "layer_norm_eps", self.layer_norm_eps)?;
@@ -65,7 +77,7 @@ impl ClipTextConfig {
             return bad(format!("num_attention_heads={n_heads} must divide hidden_size={d}"));
         }
         positive(
-            "CLIPTextModel",
+            CLASS,
             &[
                 ("vocab_size", self.vocab_size),
                 ("hidden_size", d),
@@ -75,11 +87,7 @@ impl ClipTextConfig {
                 ("max_position_embeddings", self.max_position_embeddings),
             ],
         )?;
-        match self.hidden_act.as_str() {
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "gelu" => Ok(Activation::Gelu),
-            other => bad(format!("hidden_act={other:?} is not supported, only \"quick_gelu\" and \"gelu\"")),
-        }
+        activation(CLASS, "hidden_act", &self.hidden_act)
     }
 }
 
@@ -108,9 +116,12 @@ pub struct ClipText {
 }
 
 impl ClipText {
-    /// Parts of names in a checkpoint that the model does not need: a table of counting numbers, and the projection
-    /// that comes after the pooled vector in `CLIPTextModelWithProjection`.
-    pub const UNUSED: &[&str] = &["position_ids", "text_projection"];
+    /// Parts of names in a checkpoint that the model does not need: a table of counting numbers, what a whole `CLIPModel`
+    /// has for pictures, and the projection that comes after the pooled vector in `CLIPTextModelWithProjection`.
+    pub const UNUSED: &[&str] =
+        &["position_ids", "vision_model.", "visual_projection", "logit_scale", "text_projection"];
+    /// The same for the model with its projection.
+    pub const UNUSED_WITH_PROJECTION: &[&str] = &["position_ids", "vision_model.", "visual_projection", "logit_scale"];
 
     /// Reads the weights.
     ///
@@ -141,8 +152,9 @@ impl ClipText {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_with_projection(loader: &Loader<'_>, config: &ClipTextConfig) -> Result<Self, ModelError> {
-        let projection =
-            Linear::load_no_bias(&loader.pp("text_projection"), config.hidden_size, config.projection_dim)?;
+        let d_out = config.projection_dim.unwrap_or(0);
+        positive("CLIPTextModelWithProjection", &[("projection_dim", d_out)])?;
+        let projection = Linear::load_no_bias(&loader.pp("text_projection"), config.hidden_size, d_out)?;
         Ok(Self { text_projection: Some(projection), ..Self::load(loader, config)? })
     }
 
@@ -260,5 +272,7 @@ mod tests {
         check(ClipTextConfig { num_attention_heads: 0, ..good.clone() });
         check(ClipTextConfig { hidden_size: 0, ..good.clone() });
         check(ClipTextConfig { hidden_act: "tanh".into(), ..good });
+        let null: ClipTextConfig = serde_json::from_str(r#"{"projection_dim": null}"#).unwrap();
+        null.check().unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod bert;
 pub mod clip;
+mod config;
 pub mod t5;
 pub mod tokenizer;
 

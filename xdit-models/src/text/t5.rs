@@ -4,16 +4,21 @@
 //! on the scores alone, which the first block's table gives for all blocks.
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use xdit_core::checkpoint::{LoadError, Loader};
-use xdit_core::ops::{Activation, Linear, attention, geglu, merge_heads, rms_norm, split_heads, to_dtype, to_f32};
+use xdit_core::ops::{Activation, Linear, attention, geglu, merge_heads, rms_norm, split_heads, to_dtype};
 
 use crate::error::{ModelError, epsilon, few, positive};
+use crate::text::config::{activation, part_of, read};
 use crate::text::{embed, hide};
 
-/// `text_encoder_2/config.json`; field names and defaults are the checkpoint's.
+const CLASS: &str = "T5EncoderModel";
+
+/// `text_encoder_2/config.json`; field names and defaults are the checkpoint's. Some fields have a second name, which
+/// wins where both are there.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct T5Config {
     /// Token ids are below it.
     pub vocab_size: usize,
@@ -35,6 +40,12 @@ pub struct T5Config {
     pub layer_norm_epsilon: f64,
     /// Kind of feed-forward: `gated-gelu` in version 1.1.
     pub feed_forward_proj: String,
+    /// Activation of the feed-forward, whatever `feed_forward_proj` says of it.
+    pub dense_act_fn: Option<String>,
+    /// Whether the feed-forward has a gate, whatever `feed_forward_proj` says of it; only such are built.
+    pub is_gated_act: Option<bool>,
+    /// Whether a token sees only those before it; not built.
+    pub is_decoder: bool,
 }
 
 impl Default for T5Config {
@@ -50,15 +61,40 @@ impl Default for T5Config {
             relative_attention_max_distance: 128,
             layer_norm_epsilon: 1e-6,
             feed_forward_proj: "relu".into(),
+            dense_act_fn: None,
+            is_gated_act: None,
+            is_decoder: false,
         }
     }
 }
 
+/// `attribute_map` upstream: second names, and the fields that they stand for.
+const SECOND_NAMES: [(&str, &str); 4] = [
+    ("hidden_size", "d_model"),
+    ("num_attention_heads", "num_heads"),
+    ("num_hidden_layers", "num_layers"),
+    ("head_dim", "d_kv"),
+];
+
+impl<'de> Deserialize<'de> for T5Config {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut config = part_of(Value::deserialize(from)?, "t5", None);
+        if let Some(config) = config.as_object_mut() {
+            for (second, name) in SECOND_NAMES {
+                if let Some(value) = config.remove(second) {
+                    config.insert(name.into(), value);
+                }
+            }
+        }
+        read(config, |part| Self::deserialize(part))
+    }
+}
+
 impl T5Config {
-    pub(crate) fn check(&self) -> Result<(), ModelError> {
-        let bad = |what: String| Err(ModelError::Config { class: "T5EncoderModel", what });
+    pub(crate) fn check(&self) -> Result<Activation, ModelError> {
+        let bad = |what: String| Err(ModelError::Config { class: CLASS, what });
         positive(
-            "T5EncoderModel",
+            CLASS,
             &[
                 ("vocab_size", self.vocab_size),
                 ("d_model", self.d_model),
@@ -81,13 +117,23 @@ impl T5Config {
                  relative_attention_max_distance={far}"
             ));
         }
-        if self.feed_forward_proj != "gated-gelu" {
-            return bad(format!(
-                "feed_forward_proj={:?} is not supported, only \"gated-gelu\", that of version 1.1",
-                self.feed_forward_proj
-            ));
+        if self.is_decoder {
+            return bad("is_decoder=true is not supported, only false".into());
         }
-        Ok(())
+        let proj = &self.feed_forward_proj;
+        let gated = proj.strip_prefix("gated-");
+        if !self.is_gated_act.unwrap_or(gated.is_some()) {
+            let field = match self.is_gated_act {
+                Some(_) => "is_gated_act=false".into(),
+                None => format!("feed_forward_proj={proj:?}"),
+            };
+            return bad(format!("{field} is not supported, only a gate such as \"gated-gelu\" of version 1.1"));
+        }
+        match (&self.dense_act_fn, gated.unwrap_or(proj)) {
+            (Some(name), _) => activation(CLASS, "dense_act_fn", name),
+            (None, "gelu") if gated.is_some() => Ok(Activation::GeluTanh),
+            (None, name) => activation(CLASS, "feed_forward_proj", name),
+        }
     }
 }
 
@@ -103,20 +149,22 @@ pub struct T5Encoder {
 }
 
 impl T5Encoder {
-    /// Parts of names in a checkpoint that the model does not need: the decoder of a whole T5, and its embedding under
-    /// its second name.
-    pub const UNUSED: &[&str] = &["decoder.", "lm_head.", "embed_tokens."];
+    /// Parts of names in a checkpoint that the model does not need: the decoder of a whole T5, and the embedding
+    /// that it shares with the encoder where that has its own.
+    pub const UNUSED: &[&str] = &["decoder.", "lm_head.", "shared."];
 
     /// Reads the weights.
     ///
     /// # Errors
     /// A configuration that contradicts itself; tensors of other shapes than it demands.
     pub fn load(loader: &Loader<'_>, config: &T5Config) -> Result<Self, ModelError> {
-        config.check()?;
+        let act = config.check()?;
         let (d, encoder) = (config.d_model, loader.pp("encoder"));
-        let shared = if loader.has("shared.weight") { loader.pp("shared") } else { encoder.pp("embed_tokens") };
+        // where both are there, even with other values, upstream's encoder looks texts up in its own
+        let own = encoder.has("embed_tokens.weight");
+        let shared = if own { encoder.pp("embed_tokens") } else { loader.pp("shared") };
         let bias = encoder.pp("block.0.layer.0.SelfAttention.relative_attention_bias");
-        let block = |i| Block::load(&encoder.pp("block").pp(i), config);
+        let block = |i| Block::load(&encoder.pp("block").pp(i), config, act);
         Ok(Self {
             dtype: loader.dtype().into(),
             shared: shared.tensor("weight", [config.vocab_size, d])?,
@@ -151,10 +199,6 @@ impl T5Encoder {
             bias = bias + hide(mask, &self.shared);
         }
         let mut x = embed(&self.shared, ids);
-        // the sums over the blocks leave f16's range in models that were trained in bf16
-        if self.dtype == DType::F16 {
-            x = to_f32(x);
-        }
         for (i, block) in self.blocks.iter().enumerate() {
             see(i, &x);
             x = block.forward(x, &bias);
@@ -179,6 +223,7 @@ impl T5Encoder {
 #[derive(Debug)]
 struct Block {
     n_heads: usize,
+    act: Activation,
     eps: f64,
     attn_norm: Tensor<1>,
     q: Linear,
@@ -192,7 +237,7 @@ struct Block {
 }
 
 impl Block {
-    fn load(loader: &Loader<'_>, config: &T5Config) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, config: &T5Config, act: Activation) -> Result<Self, LoadError> {
         let (d, d_ff, inner) = (config.d_model, config.d_ff, config.num_heads * config.d_kv);
         let (attn_layer, ff_layer) = (loader.pp("layer.0"), loader.pp("layer.1"));
         let (attn, ff) = (attn_layer.pp("SelfAttention"), ff_layer.pp("DenseReluDense"));
@@ -200,6 +245,7 @@ impl Block {
         let wo = if loader.dtype() == FloatDType::F16 { ff.f32() } else { ff.clone() };
         Ok(Self {
             n_heads: config.num_heads,
+            act,
             eps: config.layer_norm_epsilon,
             attn_norm: attn_layer.pp("layer_norm").tensor("weight", [d])?,
             q: Linear::load_no_bias(&attn.pp("q"), d, inner)?,
@@ -220,12 +266,23 @@ impl Block {
         let y = norm(x.clone(), &self.attn_norm, self.eps);
         let heads = |proj: &Linear| split_heads(proj.forward(y.clone()), self.n_heads);
         let y = attention(heads(&self.q), heads(&self.k), heads(&self.v), Some(bias.clone()), 1.0).out;
-        let x = x + to_dtype(self.o.forward(merge_heads(y)), dtype);
+        let x = clamp_f16(x + to_dtype(self.o.forward(merge_heads(y)), dtype));
 
         let y = norm(x.clone(), &self.ff_norm, self.eps);
-        let y = geglu(self.wi_1.forward(y.clone()), self.wi_0.forward(y), Activation::GeluTanh);
-        x + to_dtype(self.wo.forward(to_dtype(y, self.wo.dtype())), dtype)
+        let y = geglu(self.wi_1.forward(y.clone()), self.wi_0.forward(y), self.act);
+        // in f16 the sums are f32 from here on: they leave f16's range in models that were trained in bf16
+        let y = self.wo.forward(to_dtype(y, self.wo.dtype()));
+        to_dtype(x, y.dtype()) + y
     }
+}
+
+/// As upstream: if anything of an f16 stream has become infinite, all of it is kept a good way within f16's range.
+fn clamp_f16(x: Tensor<3>) -> Tensor<3> {
+    if x.dtype() != DType::F16 {
+        return x;
+    }
+    let overflowed = x.clone().is_inf().any().reshape([1, 1, 1]).expand(x.dims());
+    x.clone().mask_where(overflowed, x.clamp(-64_504.0, 64_504.0))
 }
 
 /// `T5LayerNorm`, in the dtype of its weight whatever the stream's is.
@@ -303,11 +360,33 @@ mod tests {
     }
 
     #[test]
+    fn the_activation_is_upstreams() {
+        let act = |json: &str| serde_json::from_str::<T5Config>(json).unwrap().check().unwrap();
+        assert_eq!(act(r#"{"feed_forward_proj": "gated-gelu"}"#), Activation::GeluTanh);
+        assert_eq!(act(r#"{"feed_forward_proj": "gated-silu"}"#), Activation::Silu);
+        assert_eq!(act(r#"{"feed_forward_proj": "gated-silu", "dense_act_fn": "gelu"}"#), Activation::Gelu);
+        assert_eq!(act(r#"{"is_gated_act": true, "dense_act_fn": "gelu_new"}"#), Activation::GeluTanh);
+    }
+
+    #[test]
+    fn a_field_that_does_not_parse_is_named() {
+        let message = serde_json::from_str::<T5Config>(r#"{"num_hidden_layers": "many"}"#).unwrap_err().to_string();
+        assert!(message.starts_with("num_layers: "), "{message}");
+    }
+
+    #[test]
     fn bad_configurations_are_errors() {
         let check = |config: T5Config| config.check().unwrap_err().to_string();
         let good = T5Config { feed_forward_proj: "gated-gelu".into(), ..T5Config::default() };
         good.check().unwrap();
         check(T5Config { feed_forward_proj: "relu".into(), ..good.clone() });
+        assert_eq!(
+            check(T5Config { is_gated_act: Some(false), ..good.clone() }),
+            "T5EncoderModel config: is_gated_act=false is not supported, only a gate such as \"gated-gelu\" of version 1.1"
+        );
+        let message = check(T5Config { dense_act_fn: Some("relu".into()), ..good.clone() });
+        assert!(message.contains("dense_act_fn=\"relu\" is not supported"), "{message}");
+        check(T5Config { is_decoder: true, ..good.clone() });
         check(T5Config { relative_attention_num_buckets: 0, ..good.clone() });
         check(T5Config { relative_attention_max_distance: 8, ..good.clone() });
         assert_eq!(check(T5Config { num_heads: 0, ..good }), "T5EncoderModel config: num_heads must be positive");

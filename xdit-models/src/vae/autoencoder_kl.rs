@@ -3,7 +3,7 @@
 //! Mirrors `src/diffusers/models/autoencoders/autoencoder_kl.py` and `Decoder` in `vae.py`.
 
 use burn::tensor::{DType, Tensor};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{
@@ -33,7 +33,8 @@ pub struct AutoencoderKlConfig {
     pub latent_channels: usize,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
-    /// Side of the pictures of the training, and of a tile.
+    /// Side of the pictures of the training, and of a tile; a number or a list that begins with it.
+    #[serde(deserialize_with = "one_or_first")]
     pub sample_size: usize,
     /// What the encoder's latents are multiplied by for the transformer,
     pub scaling_factor: f64,
@@ -62,6 +63,18 @@ impl Default for AutoencoderKlConfig {
             mid_block_add_attention: true,
         }
     }
+}
+
+fn one_or_first<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        One(usize),
+        Pair([usize; 2]),
+    }
+    Ok(match Size::deserialize(from)? {
+        Size::One(size) | Size::Pair([size, _]) => size,
+    })
 }
 
 const UP_BLOCK: &str = "UpDecoderBlock2D";
@@ -105,7 +118,7 @@ impl AutoencoderKlConfig {
         if let Some(c) = channels.iter().find(|c| groups == 0 || **c == 0 || **c % groups != 0) {
             return bad(format!("norm_num_groups={groups} must divide all of block_out_channels, {c} among them"));
         }
-        if !matches!(self.act_fn.as_str(), "silu" | "swish") {
+        if !matches!(self.act_fn.to_lowercase().as_str(), "silu" | "swish") {
             return bad(format!("act_fn={:?} is not supported, only \"silu\"", self.act_fn));
         }
         if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
@@ -361,6 +374,8 @@ mod tests {
         let check = |config: AutoencoderKlConfig| config.check().unwrap_err().to_string();
         let good = AutoencoderKlConfig::default();
         good.check().unwrap();
+        let sized = |json: &str| serde_json::from_str::<AutoencoderKlConfig>(json).unwrap().sample_size;
+        assert_eq!((sized(r#"{"sample_size": 96}"#), sized(r#"{"sample_size": [64, 96]}"#)), (96, 64));
         assert_eq!(
             check(AutoencoderKlConfig { norm_num_groups: 24, ..good.clone() }),
             "AutoencoderKL config: norm_num_groups=24 must divide all of block_out_channels, 64 among them"

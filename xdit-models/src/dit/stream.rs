@@ -1,0 +1,95 @@
+//! One stream of tokens in a block whose attention is joint: Stable Diffusion 3's and FLUX's double blocks.
+
+use burn::tensor::Tensor;
+use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::dit::Qkv;
+use xdit_core::ops::{Activation, Linear, RopeTable, gated_residual, modulated_norm};
+
+use crate::dit::{EPS, FeedForward, Heads, QkvWeights, project_heads};
+
+/// What the conditioning does to a part of a block: the norm before it is scaled and shifted, what comes of it is gated.
+/// Each `[batch, d_model]`.
+#[derive(Debug, Clone)]
+pub struct Modulation {
+    shift: Tensor<2>,
+    scale: Tensor<2>,
+    gate: Tensor<2>,
+}
+
+impl Modulation {
+    /// `linear(silu(temb))` as `N` modulations.
+    pub fn of<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Self; N] {
+        Self::cut(linear.forward(Activation::Silu.apply(temb.clone())))
+    }
+
+    /// `[batch, 3 N d]` cut into `N` times shift, scale and gate.
+    pub fn cut<const N: usize>(all: Tensor<2>) -> [Self; N] {
+        let [batch, width] = all.dims();
+        let d = width / (3 * N);
+        let part = |i: usize| all.clone().slice([0..batch, i * d..(i + 1) * d]);
+        std::array::from_fn(|i| Self { shift: part(3 * i), scale: part(3 * i + 1), gate: part(3 * i + 2) })
+    }
+
+    /// What the part is given.
+    pub fn norm(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
+        modulated_norm(x, self.shift.clone(), self.scale.clone(), eps)
+    }
+
+    /// The stream `x` with what the part makes of it.
+    pub fn add(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+        gated_residual(x, self.gate.clone(), y)
+    }
+}
+
+/// A stream's weights in a block.
+#[derive(Debug)]
+pub struct StreamWeights {
+    norm: Linear,
+    attn: QkvWeights,
+    to_out: Linear,
+    ff: FeedForward,
+}
+
+impl StreamWeights {
+    /// - `names`: of the norm, the attention's output and the feed-forward
+    /// - `qkv`: names of the attention's other parts, [`OWN`](crate::dit::OWN) or [`ADDED`](crate::dit::ADDED)
+    /// - `n`: how many modulations there are
+    pub fn load(
+        loader: &Loader<'_>,
+        names: [&str; 3],
+        qkv: [&str; 5],
+        heads: Heads,
+        n: usize,
+    ) -> Result<Self, LoadError> {
+        let d = heads.n * heads.dim;
+        let [norm, out, ff] = names;
+        let attn = loader.pp("attn");
+        Ok(Self {
+            norm: Linear::load(&loader.pp(norm).pp("linear"), d, 3 * n * d)?,
+            attn: QkvWeights::load(&attn, qkv, [d, d], heads)?,
+            to_out: Linear::load(&attn.pp(out), d, d)?,
+            ff: FeedForward::load(&loader.pp(ff), d, 4 * d)?,
+        })
+    }
+
+    /// Of the attention, of the feed-forward, and of a second attention where there is one.
+    pub fn modulations<const N: usize>(&self, temb: &Tensor<2>) -> [Modulation; N] {
+        Modulation::of(&self.norm, temb)
+    }
+
+    /// - `m`: the attention's
+    pub fn qkv(&self, x: &Tensor<3>, m: &Modulation, rope: Option<&RopeTable>) -> Qkv {
+        self.attn.forward(m.norm(x.clone(), EPS), rope)
+    }
+
+    /// The stream after the attention.
+    pub fn attended(&self, x: Tensor<3>, attn: Tensor<4>, m: &Modulation) -> Tensor<3> {
+        m.add(x, project_heads(&self.to_out, attn))
+    }
+
+    /// The stream after the feed-forward.
+    pub fn fed(&self, x: Tensor<3>, m: &Modulation) -> Tensor<3> {
+        let y = self.ff.forward(m.norm(x.clone(), EPS));
+        m.add(x, y)
+    }
+}
