@@ -55,7 +55,8 @@ impl PipelineFolder {
     /// Fails if none has it, and names those that there are.
     pub fn without_variant(&self, variant: &str) -> Result<Vec<String>, LoadError> {
         let of = |name: &String| Ok((name.clone(), self.variants(name)?));
-        let names: Vec<_> = self.components().map(|component| component.name.clone()).collect();
+        let models = self.components().filter(|component| component.is_model());
+        let names: Vec<_> = models.map(|component| component.name.clone()).collect();
         let all: Vec<_> = names.iter().map(of).collect::<Result<_, LoadError>>()?;
         Variants::lacking(&all, variant).map_err(|present| LoadError::NoVariant {
             path: self.path(""),

@@ -257,16 +257,24 @@ fn new_shards_beside_an_old_file_follow_the_library() {
          \"new\" among them, does not exist; transformer/diffusion_pytorch_model.safetensors is used instead"
     );
     let cut = checkpoint(&["old"]);
-    let cut = both("text_encoder", "model").with("text_encoder/model.safetensors", &cut[..cut.len() - 1]);
+    let cut = Tree::new(INDEX)
+        .with("text_encoder/model.safetensors", &cut[..cut.len() - 1])
+        .with("text_encoder/model.safetensors.index.json", r#"{"weight_map": {"new": "a.safetensors"}}"#)
+        .with("text_encoder/a.safetensors", checkpoint(&["new"]));
     assert_eq!(
         cut.weights("text_encoder", None),
-        "a.safetensors None new; (built-in)/text_encoder/model.safetensors is cut off: it has 75 bytes and its header \
-         speaks of 76; download it again; text_encoder/model.safetensors.index.json is used instead"
+        "a.safetensors None new; (built-in)/text_encoder/model.safetensors is cut off: it has 67 bytes and its header \
+         speaks of 68; download it again; text_encoder/model.safetensors.index.json is used instead"
     );
     // Nothing to fall back to: what is wrong with the preferred one.
-    let broken = sharded("transformer", "diffusion_pytorch_model")
-        .with("transformer/diffusion_pytorch_model.safetensors", "Entry not found");
-    assert!(broken.weights("transformer", None).contains("shard \"a.safetensors\""));
+    let broken = Tree::new(INDEX)
+        .with("text_encoder/model.safetensors", "Entry not found")
+        .with("text_encoder/model.safetensors.index.json", r#"{"weight_map": {"new": "a.safetensors"}}"#);
+    let message = broken.weights("text_encoder", None);
+    assert_eq!(
+        message,
+        "(built-in)/text_encoder/model.safetensors holds text in place of weights, \"Entry not found\"; download it again"
+    );
 }
 
 #[test]

@@ -109,6 +109,16 @@ pub enum HubError {
     /// This repository is no diffusers pipeline.
     #[error("{0} is not a pipeline: it has no model_index.json")]
     NotAPipeline(String),
+    /// This repository is a pipeline of a class that is of no use.
+    #[error("{repo} holds a {class:?}, which is not supported; supported are {supported}")]
+    Class {
+        /// The repository.
+        repo: String,
+        /// Its class.
+        class: String,
+        /// What there is.
+        supported: String,
+    },
     /// A component has weights, but not as safetensors.
     #[error("{repo}: {component} has no safetensors, only {found}")]
     NoSafetensors {

@@ -17,24 +17,18 @@ use super::event::{DownloadEvent, Watch, go_on};
 use super::listing::{Listing, RemoteFile};
 use super::plan;
 use super::settings::Settings;
+use super::wanted::Wanted;
 
-/// Downloads what the cache lacks of the pipeline `repo` (`"organisation/name"`) at `revision` (a branch, a tag or a
-/// commit; `main` by default) and gives its folder.
+/// Downloads what the cache lacks of a pipeline and gives its folder.
 ///
-/// With a `variant` such as `"fp16"` its weights are taken, and the plain ones of components that lack it. If the hub
-/// gives no list of files and the cache has all that is needed, that is used. The environment is that of the Python
-/// libraries; `docs/hub.md` lists its variables.
+/// If the hub gives no list of files and the cache has all that is needed, that is used. The environment is that of
+/// the Python libraries; `docs/files.md` lists its variables.
 ///
 /// # Errors
 /// A repository that does not exist, refuses, or is no pipeline in safetensors; a connection that fails for good; a
 /// cache that cannot be written, has not the space, or is incomplete when offline.
-pub fn fetch(
-    repo: &str,
-    revision: Option<&str>,
-    variant: Option<&str>,
-    progress: &mut dyn FnMut(DownloadEvent<'_>),
-) -> Result<PathBuf, HubError> {
-    Hub::from_env()?.fetch(repo, revision, variant, &mut |event| {
+pub fn fetch(wanted: Wanted<'_>, progress: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<PathBuf, HubError> {
+    Hub::from_env()?.fetch(wanted, &mut |event| {
         progress(event);
         ControlFlow::Continue(())
     })
@@ -44,13 +38,8 @@ pub fn fetch(
 ///
 /// # Errors
 /// As [`fetch`]; also if the observer breaks.
-pub fn fetch_observed(
-    repo: &str,
-    revision: Option<&str>,
-    variant: Option<&str>,
-    observer: &mut dyn Observer,
-) -> Result<PathBuf, HubError> {
-    Hub::from_env()?.fetch_observed(repo, revision, variant, observer)
+pub fn fetch_observed(wanted: Wanted<'_>, observer: &mut dyn Observer) -> Result<PathBuf, HubError> {
+    Hub::from_env()?.fetch_observed(wanted, observer)
 }
 
 /// A hub and how to treat it.
@@ -78,25 +67,12 @@ impl Hub {
         Ok(Self { settings: Settings::from_vars(var)?, pause: Duration::from_millis(500) })
     }
 
-    pub fn fetch_observed(
-        &self,
-        repo: &str,
-        revision: Option<&str>,
-        variant: Option<&str>,
-        observer: &mut dyn Observer,
-    ) -> Result<PathBuf, HubError> {
-        observed(repo, observer, |watch| self.fetch(repo, revision, variant, watch))
+    pub fn fetch_observed(&self, wanted: Wanted<'_>, observer: &mut dyn Observer) -> Result<PathBuf, HubError> {
+        observed(wanted.id, observer, |watch| self.fetch(wanted, watch))
     }
 
-    pub fn fetch(
-        &self,
-        id: &str,
-        revision: Option<&str>,
-        variant: Option<&str>,
-        watch: &mut Watch<'_>,
-    ) -> Result<PathBuf, HubError> {
-        let revision = revision.unwrap_or("main");
-        let Found { client, cache, listing, mut needed } = match self.find(id, revision, variant, watch)? {
+    pub fn fetch(&self, wanted: Wanted<'_>, watch: &mut Watch<'_>) -> Result<PathBuf, HubError> {
+        let Found { client, cache, listing, mut needed } = match self.find(wanted, watch)? {
             Ok(found) => found,
             Err(dir) => return Ok(dir),
         };
@@ -104,7 +80,7 @@ impl Hub {
         needed.retain(|file| !is_whole(&dir.join(&file.path), file.size));
         let downloader = Downloader { client: &client, cache: &cache, commit: &listing.commit, pause: self.pause };
         if !needed.is_empty() {
-            self.check_space(id, &cache, &needed)?;
+            self.check_space(wanted.id, &cache, &needed)?;
             let bytes = needed.iter().map(|file| file.size).sum();
             go_on(watch(DownloadEvent::Plan { files: needed.len(), bytes }))?;
         }
@@ -112,7 +88,7 @@ impl Hub {
             downloader.download(file, watch)?;
         }
         // Last: what a branch leads to is complete.
-        match cache.set_commit(revision, &listing.commit) {
+        match cache.set_commit(wanted.revision(), &listing.commit) {
             // A cache that cannot be written and has it all serves as well.
             Err(error) if !needed.is_empty() => Err(HubError::Io(dir, error)),
             _ => Ok(dir),
@@ -121,13 +97,9 @@ impl Hub {
 
     /// What the pipeline is made of, by the hub's list of files; or else its folder in the cache, where the hub is not
     /// asked or gives no list.
-    pub fn find(
-        &self,
-        id: &str,
-        revision: &str,
-        variant: Option<&str>,
-        watch: &mut Watch<'_>,
-    ) -> Result<Result<Found, PathBuf>, HubError> {
+    pub fn find(&self, wanted: Wanted<'_>, watch: &mut Watch<'_>) -> Result<Result<Found, PathBuf>, HubError> {
+        let Wanted { id, variant, .. } = wanted;
+        let revision = wanted.revision();
         check_names(id, revision)?;
         let cache = RepoCache::new(&self.settings, id);
         if self.settings.offline {
@@ -159,7 +131,7 @@ impl Hub {
         };
         let index = listing.file("model_index.json").ok_or_else(|| HubError::NotAPipeline(id.into()))?;
         let mut needed = vec![index.clone()];
-        needed.extend(plan::needed(id, &listing, &small(index)?, variant, &mut small)?.into_iter().cloned());
+        needed.extend(plan::needed(&wanted, &listing, &small(index)?, &mut small)?.into_iter().cloned());
         Ok(Ok(Found { client, cache, listing, needed }))
     }
 

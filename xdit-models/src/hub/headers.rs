@@ -14,6 +14,7 @@ use super::error::{HubError, TRIES};
 use super::event::{DownloadEvent, Watch, go_on};
 use super::fetch::{Found, Hub, observed};
 use super::listing::RemoteFile;
+use super::wanted::Wanted;
 
 /// Bytes that most headers fit in.
 const FIRST: u64 = 512 << 10;
@@ -44,24 +45,13 @@ impl Headers {
 ///
 /// # Errors
 /// As [`fetch_observed`](super::fetch_observed).
-pub fn fetch_headers(
-    repo: &str,
-    revision: Option<&str>,
-    variant: Option<&str>,
-    observer: &mut dyn Observer,
-) -> Result<Headers, HubError> {
-    Hub::from_env()?.fetch_headers(repo, revision, variant, observer)
+pub fn fetch_headers(wanted: Wanted<'_>, observer: &mut dyn Observer) -> Result<Headers, HubError> {
+    Hub::from_env()?.fetch_headers(wanted, observer)
 }
 
 impl Hub {
-    pub fn fetch_headers(
-        &self,
-        repo: &str,
-        revision: Option<&str>,
-        variant: Option<&str>,
-        observer: &mut dyn Observer,
-    ) -> Result<Headers, HubError> {
-        observed(repo, observer, |watch| match self.find(repo, revision.unwrap_or("main"), variant, watch)? {
+    pub fn fetch_headers(&self, wanted: Wanted<'_>, observer: &mut dyn Observer) -> Result<Headers, HubError> {
+        observed(wanted.id, observer, |watch| match self.find(wanted, watch)? {
             Err(dir) => Ok(Headers::Cached(dir)),
             Ok(found) => self.without_content(&found, watch).map(Headers::Temporary),
         })

@@ -4,11 +4,11 @@
 //! configuration, its tokenizer and one set of safetensors. A file becomes visible in the cache when it is whole and
 //! has the hash that the hub lists; a download that was cut is taken up where it ended.
 //!
-//! - [`settings`]: what the environment says · [`error`], [`event`]: what callers are told
-//! - [`client`]: requests and what their answers mean · [`listing`]: the files of a repository
-//! - [`plan`]: which of them a pipeline needs · [`cached`]: whether the cache has these
-//! - [`cache`]: the cache's layout · [`download`]: one file into it · [`verify`]: its hash
-//! - [`fetch`]: all of this together · [`headers`]: the same without the weights' bytes
+//! - `settings`: what the environment says · `error`, `event`: what callers are told
+//! - `client`: requests and what their answers mean · `listing`: the files of a repository
+//! - `plan`: which of them a pipeline needs · `cached`: whether the cache has these
+//! - `cache`: the cache's layout · `download`: one file into it · `verify`: its hash
+//! - `fetch`: all of this together · `headers`: the same without the weights' bytes
 
 mod cache;
 mod cached;
@@ -22,6 +22,7 @@ mod listing;
 mod plan;
 mod settings;
 mod verify;
+mod wanted;
 
 #[cfg(test)]
 mod tests;
@@ -30,3 +31,4 @@ pub use error::HubError;
 pub use event::DownloadEvent;
 pub use fetch::{fetch, fetch_observed};
 pub use headers::{Headers, fetch_headers};
+pub use wanted::Wanted;

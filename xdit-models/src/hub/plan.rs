@@ -9,19 +9,20 @@ use xdit_core::folder::{Component, Variants, WeightFiles, WeightIndex};
 
 use super::error::HubError;
 use super::listing::{Listing, RemoteFile};
+use super::wanted::Wanted;
 
 /// A component's files by their names in its folder.
 type Folder<'a> = BTreeMap<&'a str, &'a RemoteFile>;
 
 /// The files to have besides `model_index.json`, whose text is `index`. `read` gives the text of a small file.
 pub(super) fn needed<'a>(
-    repo: &str,
+    wanted: &Wanted<'_>,
     listing: &'a Listing,
     index: &str,
-    variant: Option<&str>,
     read: &mut dyn FnMut(&RemoteFile) -> Result<String, HubError>,
 ) -> Result<Vec<&'a RemoteFile>, HubError> {
-    let components = components(index)?;
+    let Wanted { id: repo, variant, .. } = *wanted;
+    let components = components(wanted, index)?;
     if let Some(variant) = variant {
         check_variant(repo, listing, &components, variant)?;
     }
@@ -90,10 +91,15 @@ fn check_variant(repo: &str, listing: &Listing, components: &[Component], varian
     Variants::lacking(&all, variant).map(|_| ()).map_err(|present| no_variant(present).into())
 }
 
-/// The components in a `model_index.json`. Its other entries are judged when it is opened.
-fn components(index: &str) -> Result<Vec<Component>, HubError> {
+/// The components in a `model_index.json`, if its class is of use. Its other entries are judged when it is opened.
+fn components(wanted: &Wanted<'_>, index: &str) -> Result<Vec<Component>, HubError> {
     let entries: BTreeMap<String, Value> =
         serde_json::from_str(index).map_err(|source| LoadError::Json { path: "model_index.json".into(), source })?;
+    let class = entries.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+    if !wanted.classes.is_empty() && !wanted.classes.contains(&class) {
+        let supported = wanted.classes.join(", ");
+        return Err(HubError::Class { repo: wanted.id.into(), class: class.into(), supported });
+    }
     let component = |(name, value): (String, Value)| {
         let [library, class] = value.as_array()?.as_slice() else { return None };
         Some(Component { name, library: library.as_str()?.into(), class: class.as_str()?.into() })

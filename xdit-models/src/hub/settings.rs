@@ -107,3 +107,48 @@ fn expanded(path: &str, var: &impl Fn(&str) -> Option<String>) -> PathBuf {
     out.push_str(rest);
     out.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_come_from_the_environment_that_python_uses() {
+        let hub = |vars: &[(&str, &str)]| {
+            Settings::from_vars(|name| Some(vars.iter().find(|var| var.0 == name)?.1.to_string()))
+        };
+        let all =
+            [("HF_HUB_CACHE", "/c"), ("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "https://m/"), ("HF_TOKEN", " t\n")];
+        let all = hub(&all).unwrap();
+        assert_eq!((all.cache.as_path(), all.offline), (Path::new("/c"), true));
+        assert_eq!((all.endpoint.as_str(), all.token.as_deref()), ("https://m", Some("t")));
+        assert!(matches!(hub(&[]), Err(HubError::NoHome)));
+        let cache = |vars: &[(&str, &str)]| hub(vars).unwrap().cache.display().to_string();
+        assert_eq!(cache(&[("HOME", "/h")]), "/h/.cache/huggingface/hub");
+        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), "/x/huggingface/hub");
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf"), ("XDG_CACHE_HOME", "/x")]), "/h/hf/hub");
+        assert_eq!(cache(&[("HF_HOME", "$DISK/${USER}/$NO/~"), ("DISK", "/d"), ("USER", "u")]), "/d/u/$NO/~/hub");
+        assert_eq!(cache(&[("HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/old")]), "/old");
+        assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")]), "/new");
+        let offline = |vars: &[(&str, &str)]| hub(&[vars, &[("HOME", "/h")]].concat()).unwrap().offline;
+        assert!(offline(&[("TRANSFORMERS_OFFLINE", "YES")]) && offline(&[("HF_HUB_OFFLINE", "On")]));
+        assert!(
+            !offline(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]) && !offline(&[("HF_HUB_OFFLINE", "y")])
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        fs::write(dir.path().join("token"), "file\r\n").unwrap();
+        let token =
+            |vars: &[(&str, &str)]| hub(&[vars, &[("HF_HOME", home)]].concat()).unwrap().token.unwrap_or_default();
+        assert_eq!(token(&[]), "file");
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "old")]), "old");
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "old"), ("HF_TOKEN", "new")]), "new");
+        assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere"), ("HF_TOKEN", "")]), "");
+        assert_eq!(token(&[("HF_TOKEN", "new"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), "");
+        let set = hub(&[("HOME", "/h"), ("HF_HUB_ETAG_TIMEOUT", "3"), ("HF_HUB_USER_AGENT_ORIGIN", "me")]).unwrap();
+        assert_eq!((set.answer_timeout.as_secs(), set.read_timeout.as_secs()), (3, 10));
+        assert!(set.user_agent.starts_with("xdit/") && set.user_agent.ends_with("; origin/me"));
+        let error = hub(&[("HOME", "/h"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]).err().unwrap().to_string();
+        assert_eq!(error, "HF_HUB_DOWNLOAD_TIMEOUT is \"soon\", expected a whole number of seconds");
+    }
+}
