@@ -6,26 +6,35 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 use xdit_core::folder::{PipelineFolder, Source};
+use xdit_core::observer::Observer;
 use xdit_models::builtin;
-use xdit_models::pipeline::registry;
+use xdit_models::pipeline::{ModelSource, registry};
 
 use crate::args::Inspect;
 use crate::console::Stdout;
+use crate::download::{self, Warnings};
 
 pub fn run(args: &Inspect, out: &mut Stdout) -> Result<()> {
-    let source = match &args.folder {
-        Some(path) => Source::Dir(path.clone()),
-        None => Source::Embedded(builtin::FILES),
+    let source = match args.model.as_deref().map(ModelSource::parse) {
+        None => ModelSource::Builtin,
+        Some(ModelSource::Hub { id, .. }) => ModelSource::Hub { id, revision: args.revision.clone() },
+        Some(folder) => folder,
     };
-    let folder = PipelineFolder::open(source)?;
+    let (source, _headers) = download::headers_of(source, args.variant.as_deref())?;
+    let folder = PipelineFolder::open(match source {
+        ModelSource::Folder(path) => Source::Dir(path),
+        _ => Source::Embedded(builtin::FILES),
+    })?;
     let supported = registry::find(folder.class_name()).is_some();
     let mut rows = Vec::new();
     for component in folder.components() {
-        let has_weights = folder.exists(&format!("{}/config.json", component.name));
+        // of a hub id only these are at hand, and no picture needs the others
+        let has_weights = component.is_model() && folder.exists(&format!("{}/config.json", component.name));
         let weights = match has_weights {
             true => Some(folder.weights(&component.name, args.variant.as_deref())?),
             false => None,
         };
+        weights.iter().flat_map(|weights| weights.notes()).for_each(|note| Warnings.warn(note));
         rows.push((component, weights));
     }
     if args.json {

@@ -6,10 +6,11 @@ use anyhow::Result;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use xdit_core::mesh::Axis;
-use xdit_models::pipeline::{ModelSource, Options, Pipeline, RankMemory, Request};
+use xdit_models::pipeline::{Options, Pipeline, RankMemory, Request};
 
 use crate::args::Plan;
 use crate::console::{Stdout, complain};
+use crate::download::{self, Warnings};
 
 pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
     args.compute.device.check(args.parallel.config().world_size())?;
@@ -21,8 +22,8 @@ pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
         pipefusion: args.parallel.pipefusion(),
         ..Options::new(args.compute.device.dtype(args.compute.dtype))
     };
-    let source = args.model.model.as_ref().map_or(ModelSource::Builtin, |folder| ModelSource::Folder(folder.into()));
-    let pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut ())?;
+    let (source, _headers) = download::headers_of(args.model.source(), options.variant.as_deref())?;
+    let pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut Warnings)?;
     let settings = &args.settings;
     let request = Request {
         // a second prediction is made where there is a second prompt, whatever it says

@@ -64,6 +64,16 @@ fn words_without_quotes_are_noticed() {
 }
 
 #[test]
+fn an_empty_prompt_is_drawn() {
+    let dir = TempDir::new().expect("a folder");
+    for (prompt, name) in [("", "a.png"), ("  ", "b.png")] {
+        let output = xdit(&dir, &["generate", "-p", prompt, "--steps", "1", "-o", name]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(text(&decode(&dir.path().join(name)).0, "prompt"), prompt);
+    }
+}
+
+#[test]
 fn a_seed_is_drawn() {
     let dir = TempDir::new().expect("a folder");
     let mut seeds = Vec::new();

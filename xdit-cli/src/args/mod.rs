@@ -28,6 +28,8 @@ pub enum Command {
     Generate(Box<Generate>),
     /// List the supported pipelines.
     Models(Models),
+    /// Fetch what a pipeline on the hub needs into the cache, and print its folder.
+    Download(Download),
     /// Show what a pipeline folder holds, from the headers of its files alone.
     Inspect(Inspect),
     /// Show what each rank would hold in memory, without reading a weight.
@@ -44,9 +46,30 @@ pub struct Models {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct Download {
+    /// A hub id such as black-forest-labs/FLUX.1-schnell
+    pub id: String,
+    /// Branch, tag or commit
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Variant of the checkpoint files, such as fp16
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// No progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// One JSON record in place of the folder
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct Inspect {
-    /// A diffusers pipeline folder [default: the built-in model]
-    pub folder: Option<PathBuf>,
+    /// A diffusers pipeline folder or a hub id [default: the built-in model]
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub id
+    #[arg(long)]
+    pub revision: Option<String>,
     /// Variant of the checkpoint files, such as fp16
     #[arg(long)]
     pub variant: Option<String>,

@@ -104,6 +104,82 @@ pub enum LoadError {
         /// The file names tried.
         looked_for: Vec<String>,
     },
+    /// No component has weights of the variant that was asked for.
+    #[error("{}: no component has weights of the variant {variant:?}, there are {}", path.display(), list(present))]
+    NoVariant {
+        /// The pipeline's folder.
+        path: PathBuf,
+        /// The variant.
+        variant: String,
+        /// Those that some component has; `none` stands for the plain files.
+        present: Vec<String>,
+    },
+    /// A pointer stands in the place of the file.
+    #[error(
+        "{} is a Git LFS pointer{}, not the file itself; run `git lfs pull` there, or download it again",
+        file.display(), size.map_or_else(String::new, |size| format!(" to one of {size} bytes"))
+    )]
+    LfsPointer {
+        /// The file.
+        file: PathBuf,
+        /// The size of the file that it points to.
+        size: Option<u64>,
+    },
+    /// A web page was saved under the file's name.
+    #[error(
+        "{} is a web page, not the file itself; download it again, with a token if the page asks to log in",
+        file.display()
+    )]
+    WebPage {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A message was saved under the name of a checkpoint.
+    #[error("{} holds text in place of weights, {start}; download it again", file.display())]
+    Text {
+        /// The file.
+        file: PathBuf,
+        /// How it begins, shortened and quoted.
+        start: String,
+    },
+    /// Weights in a format that is not read here.
+    #[error("{} is {format}, which is not read here; {advice}", file.display())]
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// The format.
+        format: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A component has safetensors files, under names that diffusers does not look for.
+    #[error("{} has {found}, but not under a name that is looked for: {}", path.display(), list(looked_for))]
+    OtherNames {
+        /// The component's folder.
+        path: PathBuf,
+        /// A file that is there, shortened and quoted.
+        found: String,
+        /// The names of single files that are looked for.
+        looked_for: Vec<String>,
+    },
+    /// The weights are quantised.
+    #[error("{} is quantised with {method}, which is not read here; take the model's weights in bf16, f16 or f32", file.display())]
+    Quantized {
+        /// The file that says so.
+        file: PathBuf,
+        /// How.
+        method: String,
+    },
+    /// A setting asks for something that is not built.
+    #[error("{}: {key} is {found}, which is not supported", path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        key: &'static str,
+        /// Its value, shortened.
+        found: String,
+    },
     /// A shard that the index names does not exist.
     #[error("{}: shard {shard} with {n_tensors} tensors, {tensor} among them, does not exist", index.display())]
     NoShard {
@@ -116,19 +192,6 @@ pub enum LoadError {
         /// How many tensors it should hold.
         n_tensors: usize,
     },
-    /// The index puts a tensor in a shard that does not hold it.
-    #[error("{}: tensor {tensor} is not in {shard}, and {others} more are not where the index says", index.display())]
-    NotInShard {
-        /// The `*.index.json`.
-        index: PathBuf,
-        /// The shard, shortened and quoted.
-        shard: String,
-        /// The first such tensor.
-        tensor: String,
-        /// How many more there are.
-        others: usize,
-    },
-
     /// The file is too short for the length that a safetensors file starts with.
     #[error("{}: {len} bytes are too few for a safetensors file", file.display())]
     TooShort {
@@ -148,6 +211,16 @@ pub enum LoadError {
         max: u64,
         /// The file's length in bytes.
         file_len: u64,
+    },
+    /// The file ends before its tensors do.
+    #[error("{} is cut off: it has {len} bytes and its header speaks of {expected}; download it again", file.display())]
+    Truncated {
+        /// The checkpoint file.
+        file: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// The length that its header gives.
+        expected: u64,
     },
     /// Two tensors share a name.
     #[error("{}: tensor {tensor} is already in {}", file.display(), other.display())]

@@ -12,10 +12,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::error::shown;
+use super::foreign::foreign_weights;
 use super::{Dtype, LoadError};
 
-/// The format's own limit on a header, in bytes.
-const MAX_HEADER: u64 = 100_000_000;
+/// Largest header, in bytes, as the Hugging Face hub limits it. The format allows four times as much.
+const MAX_HEADER: u64 = 25_000_000;
 /// No model has tensors of more dimensions; a header that claims more is not worth the memory.
 const MAX_DIMS: usize = 32;
 
@@ -31,6 +32,9 @@ pub(super) struct Place {
 /// The tensors of the safetensors file `bytes`, ordered by their place in it. `file` is for error messages.
 pub(super) fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<(String, Place)>, LoadError> {
     let file_len = bytes.len() as u64;
+    if let Some(error) = foreign_weights(file, bytes) {
+        return Err(error);
+    }
     let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(LoadError::TooShort { file: file.into(), len: file_len });
     };
@@ -52,6 +56,9 @@ pub(super) fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<(String, Place)>, L
     drop(names);
 
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    if let Some(end) = end_if_consistent(&entries).filter(|end| *end > data.len() as u64) {
+        return Err(LoadError::Truncated { file: file.into(), len: file_len, expected: data_at as u64 + end });
+    }
     let mut places = Vec::with_capacity(entries.len());
     let mut end_of_last = 0;
     for (name, entry) in entries {
@@ -74,6 +81,15 @@ pub(super) fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<(String, Place)>, L
         return Err(LoadError::Trailing { file: file.into(), expected: end_of_last, found: data.len() as u64 });
     }
     Ok(places)
+}
+
+/// The end of the last tensor, if the sorted `entries` follow each other as they should.
+fn end_if_consistent(entries: &[(String, Entry)]) -> Option<u64> {
+    entries.iter().try_fold(0, |end, (_, entry)| {
+        let (start, next) = entry.data_offsets;
+        // A length that no file has is no sign of a file that was cut.
+        (start == end && next >= start && next < 1 << 50).then_some(next)
+    })
 }
 
 /// Checks one tensor by itself: its dtype, its shape, and that its bytes are in the file and as many as they should be.

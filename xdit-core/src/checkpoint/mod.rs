@@ -10,6 +10,7 @@
 mod convert;
 mod dtype;
 mod error;
+mod foreign;
 mod header;
 mod loader;
 mod map;
@@ -18,5 +19,6 @@ mod weights;
 pub use dtype::Dtype;
 pub use error::LoadError;
 pub(crate) use error::shown;
+pub(crate) use foreign::{foreign_name, foreign_text};
 pub use loader::{LoadReport, Loader};
 pub use weights::{DtypeTotal, TensorInfo, Weights};

@@ -18,6 +18,7 @@ pub struct Weights {
     files: Vec<PathBuf>,
     bytes: Vec<Bytes>,
     tensors: BTreeMap<String, Stored>,
+    notes: Vec<String>,
 }
 
 /// A tensor and the index of its file.
@@ -56,8 +57,9 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// Fails if a file cannot be opened, if its header is not exactly what safetensors prescribes, or if two tensors
-    /// share a name.
+    /// Fails if a file cannot be opened, or if its header is not exactly what safetensors prescribes. Of tensors that
+    /// share a name in several files the last one counts, as in diffusers and transformers; a [note](Self::notes)
+    /// says so.
     pub fn open(component: &str, files: &[PathBuf]) -> Result<Self, LoadError> {
         let files =
             files.iter().map(|path| Ok((path.clone(), Bytes::open(path)?))).collect::<Result<_, LoadError>>()?;
@@ -77,26 +79,43 @@ impl Weights {
     fn new(component: &str, opened: Vec<(PathBuf, Bytes)>) -> Result<Self, LoadError> {
         let (files, bytes): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         let mut tensors = BTreeMap::new();
+        let mut repeated = Vec::new();
         for (file, (path, bytes)) in files.iter().zip(&bytes).enumerate() {
             for (name, place) in header::parse(path, bytes.as_slice())? {
                 match tensors.entry(name) {
-                    Entry::Vacant(free) => free.insert(Stored { file, place }),
-                    Entry::Occupied(taken) => {
-                        return Err(LoadError::Duplicate {
-                            file: path.clone(),
-                            tensor: shown(taken.key()),
-                            other: files[taken.get().file].clone(),
-                        });
+                    Entry::Vacant(free) => {
+                        free.insert(Stored { file, place });
                     }
-                };
+                    Entry::Occupied(mut taken) => {
+                        repeated.push((shown(taken.key()), taken.get().file, file));
+                        taken.insert(Stored { file, place });
+                    }
+                }
             }
         }
-        Ok(Self { component: component.into(), variant: None, files, bytes, tensors })
+        let name = |file: usize| files[file].file_name().unwrap_or_default().display();
+        let note = repeated.first().map(|(tensor, first, last)| {
+            let n = repeated.len();
+            let (first, last) = (name(*first), name(*last));
+            format!(
+                "{component}: {n} tensors are in two files, {tensor} in {first} and {last} for one; the last counts"
+            )
+        });
+        let notes = note.into_iter().collect();
+        Ok(Self { component: component.into(), variant: None, files, bytes, tensors, notes })
     }
 
-    pub(crate) fn with_variant(mut self, variant: Option<String>) -> Self {
+    /// What is unusual about the files and yet no error, a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    pub(crate) fn set_variant(&mut self, variant: Option<String>) {
         self.variant = variant;
-        self
     }
 
     /// The component's name, `"transformer"`.
@@ -200,10 +219,15 @@ mod tests {
         shared::<Weights>();
     }
 
+    /// As diffusers and transformers do, whatever the index says.
     #[test]
-    fn one_name_in_two_files_is_refused() {
-        let error = Weights::from_static("vae", &[("a".into(), ONE), ("b".into(), ONE)]).unwrap_err().to_string();
-        assert_eq!(error, "b: tensor \"w\" is already in a");
+    fn of_one_name_in_two_files_the_last_counts() {
+        let two = [&ONE[..ONE.len() - 4], &2f32.to_le_bytes()].concat().leak();
+        let files = [("x/a".into(), ONE), ("x/b".into(), two as &[u8])];
+        let weights = Weights::from_static("vae", &files).unwrap();
+        assert_eq!(weights.bytes("w"), Some(&2f32.to_le_bytes()[..]));
+        assert_eq!((weights.n_params(), weights.n_bytes()), (1, 4));
+        assert_eq!(weights.notes(), ["vae: 1 tensors are in two files, \"w\" in a and b for one; the last counts"]);
     }
 
     #[test]

@@ -2,16 +2,9 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::{choose, cpu, to_dtype, to_f32};
-
-/// What attention returns.
-#[derive(Debug, Clone)]
-pub struct Attended {
-    /// `[batch, heads, queries, head_dim]`
-    pub out: Tensor<4>,
-    /// `[batch, heads, queries]`, f32: the natural log of each row's sum of exponentials, scale and bias included
-    pub lse: Tensor<3>,
-}
+use super::tensors::{to_dtype, to_f32};
+use super::types::Attended;
+use super::{choose, cpu};
 
 /// `softmax(scale q k^T + bias) v`.
 ///

@@ -5,17 +5,10 @@
 
 use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 
-use super::{choose, cpu, to_dtype, to_f32};
+use super::tensors::{to_dtype, to_f32};
+use super::types::{Conv2d, GroupNorm};
+use super::{choose, cpu};
 use crate::checkpoint::{LoadError, Loader};
-
-/// A convolution with stride 1 that keeps height and width: its kernel is `k x k` for an odd `k`, padded by `k / 2`.
-#[derive(Debug, Clone)]
-pub struct Conv2d {
-    /// `[out, in, k, k]`
-    pub weight: Tensor<4>,
-    /// `[out]`
-    pub bias: Tensor<1>,
-}
 
 impl Conv2d {
     /// Reads `weight` and `bias` at the loader's place.
@@ -43,19 +36,6 @@ impl Conv2d {
         let options = ConvOptions::new([1, 1], [padding, padding], [1, 1], 1);
         module::conv2d(x, self.weight.clone(), Some(self.bias.clone()), options)
     }
-}
-
-/// A group norm with the checkpoint's scale and shift.
-#[derive(Debug, Clone)]
-pub struct GroupNorm {
-    /// `[channels]`
-    pub weight: Tensor<1>,
-    /// `[channels]`
-    pub bias: Tensor<1>,
-    /// Divides the channels.
-    pub n_groups: usize,
-    /// Added to the variance.
-    pub eps: f64,
 }
 
 impl GroupNorm {

@@ -2,23 +2,10 @@
 
 use burn::tensor::{DType, Device, Tensor, activation};
 
-use super::{cat, choose, cpu};
+use super::tensors::cat;
+use super::types::Activation;
+use super::{choose, cpu};
 use crate::checkpoint::{LoadError, Loader};
-
-/// What follows a dense layer, fused into it where the device can.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x`
-    Identity,
-    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, `gelu-approximate` and `gelu_new` upstream.
-    GeluTanh,
-    /// `0.5 x (1 + erf(x / sqrt 2))`
-    Gelu,
-    /// `x sigmoid(1.702 x)`, CLIP's
-    QuickGelu,
-    /// `x sigmoid(x)`
-    Silu,
-}
 
 impl Activation {
     /// Applies it elementwise.

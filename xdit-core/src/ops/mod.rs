@@ -19,29 +19,13 @@ mod cpu;
 mod linear;
 mod norm;
 mod rope;
+mod tensors;
+mod types;
 
-pub use attention::{Attended, attention, cat_tokens, merge_attended, merge_heads, split_heads};
-pub use conv::{Conv2d, GroupNorm, pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
-pub use linear::{Activation, Linear, geglu, linear_cat};
-pub use norm::{HeadNorm, LayerNorm, gated_residual, layer_norm, modulated_norm, rms_norm};
-pub use rope::{RopeTable, norm_rope};
-
-use burn::tensor::{DType, Tensor};
-
-/// `x` in f32, for reductions that half precision would spoil.
-pub fn to_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if x.dtype() == DType::F32 { x } else { x.cast(DType::F32) }
-}
-
-/// `x` in `dtype`; nothing happens where it already is.
-pub fn to_dtype<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
-    if x.dtype() == dtype { x } else { x.cast(dtype) }
-}
-
-/// The parts one after the other along `dim`; a single one is not copied.
-pub fn cat<const D: usize>(mut parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, dim),
-    }
-}
+pub use attention::{attention, cat_tokens, merge_attended, merge_heads, split_heads};
+pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
+pub use linear::{Linear, geglu, linear_cat};
+pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};
+pub use rope::norm_rope;
+pub use tensors::{cat, to_dtype, to_f32};
+pub use types::{Activation, Attended, Conv2d, GroupNorm, HeadNorm, LayerNorm, RopeTable};

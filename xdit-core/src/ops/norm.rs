@@ -2,19 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{choose, cpu, to_dtype, to_f32};
+use super::tensors::{to_dtype, to_f32};
+use super::types::{HeadNorm, LayerNorm};
+use super::{choose, cpu};
 use crate::checkpoint::{LoadError, Loader};
-
-/// A layer norm with the checkpoint's scale and shift.
-#[derive(Debug, Clone)]
-pub struct LayerNorm {
-    /// `[d]`
-    pub weight: Tensor<1>,
-    /// `[d]`
-    pub bias: Tensor<1>,
-    /// Added to the variance.
-    pub eps: f64,
-}
 
 impl LayerNorm {
     /// Reads `weight` and `bias` at the loader's place.
@@ -36,23 +27,6 @@ impl LayerNorm {
         let y = y * to_f32(self.weight.clone()).unsqueeze() + to_f32(self.bias.clone()).unsqueeze();
         to_dtype(y, dtype)
     }
-}
-
-/// What a model does to each head of its queries and keys.
-#[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "two of them per attention, and none is moved after loading")]
-pub enum HeadNorm {
-    /// Nothing.
-    None,
-    /// [`rms_norm`] over the head's channels.
-    Rms {
-        /// `[head_dim]`
-        weight: Tensor<1>,
-        /// Added to the mean of squares.
-        eps: f64,
-    },
-    /// A layer norm over the head's channels.
-    Layer(LayerNorm),
 }
 
 impl HeadNorm {

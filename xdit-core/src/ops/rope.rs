@@ -2,20 +2,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::norm::HeadNorm;
-use super::{choose, cpu, to_dtype, to_f32};
-
-/// Cosines and sines per token and pair of channels: channels `2i` and `2i + 1` of a head turn by the angle `i`.
-///
-/// The table belongs to the tokens: whoever cuts the tokens cuts the table with [`RopeTable::tokens`], so that nothing
-/// else needs to know where a token stands in the picture.
-#[derive(Debug, Clone)]
-pub struct RopeTable {
-    /// `[tokens, head_dim / 2]`, f32
-    pub cos: Tensor<2>,
-    /// `[tokens, head_dim / 2]`, f32
-    pub sin: Tensor<2>,
-}
+use super::tensors::{to_dtype, to_f32};
+use super::types::{HeadNorm, RopeTable};
+use super::{choose, cpu};
 
 impl RopeTable {
     /// The table of tokens at `positions`, one coordinate per axis; axis `a` turns `axes_dim[a] / 2` pairs with

@@ -138,6 +138,35 @@ impl Components {
         self.folder.component(component).is_ok()
     }
 
+    /// Checks the files of all components before any of them is loaded: that they are there and whole by their headers,
+    /// are what their names say, and are not quantised. Warns of what is unusual.
+    ///
+    /// # Errors
+    /// The first file that is not what it should be; a variant that no component has.
+    pub fn check_files(&self, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let variant = self.options.variant.as_deref();
+        if let Some(variant) = variant {
+            let without = self.folder.without_variant(variant)?;
+            if !without.is_empty() {
+                let without = without.join(", ");
+                observer.warn(&format!("{without}: no variant {variant}, the plain weights are used"));
+            }
+        }
+        for component in self.folder.components() {
+            let name = &component.name;
+            if !component.is_model() {
+                self.folder.check_files(name)?;
+                continue;
+            }
+            let weights = self.folder.check_weights(name, variant)?;
+            weights.notes().iter().for_each(|note| observer.warn(note));
+            if let (None, Some(found)) = (variant, weights.variant()) {
+                observer.warn(&format!("{name} has no plain weights, those of the variant {found} are used"));
+            }
+        }
+        Ok(())
+    }
+
     /// The sampler that `model_index.json` names, with the options of `scheduler_config.json`.
     ///
     /// # Errors

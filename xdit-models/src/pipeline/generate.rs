@@ -13,6 +13,7 @@ use xdit_core::mesh::{Axis, Mesh, PlanFacts};
 use xdit_core::observer::Observer;
 use xdit_core::stages::stages;
 
+use crate::hub::Wanted;
 use crate::pipeline::architecture::{Architecture, Guidance};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
@@ -84,14 +85,16 @@ impl Pipeline {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
             ModelSource::Hub { id, revision } => {
-                Source::Dir(hub::fetch_observed(id, revision.as_deref(), options.variant.as_deref(), observer)?)
+                let (revision, variant) = (revision.as_deref(), options.variant.as_deref());
+                let classes = registry::class_names();
+                Source::Dir(hub::fetch_observed(Wanted { id, revision, variant, classes: &classes }, observer)?)
             }
         };
         let folder = PipelineFolder::open(source)?;
         let architecture = registry::find(folder.class_name()).ok_or_else(|| PipelineError::UnknownPipeline {
             path: folder.path(""),
             class: folder.class_name().into(),
-            supported: registry::ARCHITECTURES.iter().map(|a| a.class_name()).collect::<Vec<_>>().join(", "),
+            supported: registry::class_names().join(", "),
         })?;
         let own = match folder.exists("xdit.json") {
             true => serde_json::from_str(&folder.read_text("xdit.json")?)
@@ -100,6 +103,7 @@ impl Pipeline {
         };
         let components = Arc::new(Components::new(folder, options));
         architecture.check(&components)?;
+        components.check_files(observer)?;
         Ok(Self {
             geometry: architecture.geometry(&components)?,
             spec: architecture.spec(&components)?,

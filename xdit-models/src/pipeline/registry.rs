@@ -14,3 +14,8 @@ pub const ARCHITECTURES: &[&dyn Architecture] =
 pub fn find(class_name: &str) -> Option<&'static dyn Architecture> {
     ARCHITECTURES.iter().copied().find(|a| a.class_name() == class_name)
 }
+
+/// Their class names.
+pub fn class_names() -> Vec<&'static str> {
+    ARCHITECTURES.iter().map(|a| a.class_name()).collect()
+}

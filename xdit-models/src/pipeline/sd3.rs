@@ -49,7 +49,7 @@ impl Architecture for Sd3Pipeline {
         let latent_channels = components.vae_config()?.latent_channels;
         let projected = ["text_encoder", "text_encoder_2"].map(|encoder| components.clip_config(encoder));
         let [one, two] = projected;
-        let pooled = one?.projection_dim + two?.projection_dim;
+        let pooled = one?.projection_dim.unwrap_or(0) + two?.projection_dim.unwrap_or(0);
         components.agree(&[
             ("latent_channels of vae", latent_channels, "in_channels of transformer", config.in_channels),
             (

@@ -81,7 +81,7 @@ impl ClipTextConfig {
             &[
                 ("vocab_size", self.vocab_size),
                 ("hidden_size", d),
-                ("projection_dim", self.projection_dim),
+                ("projection_dim", self.projection_dim.unwrap_or(1)),
                 ("intermediate_size", self.intermediate_size),
                 ("num_hidden_layers", self.num_hidden_layers),
                 ("max_position_embeddings", self.max_position_embeddings),

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::gemm::{Mat, gemm};
 use super::host::{Host, buffer, tensor};
 use super::simd::{self, vectorised};
-use crate::ops::attention::Attended;
+use crate::ops::types::Attended;
 
 /// Queries of one task; keys of one step. The scores of a step (384 KiB) stay in a core's cache.
 const QUERIES: usize = 384;

@@ -7,7 +7,7 @@ use super::gemm::{Mat, gemm};
 use super::host::{Host, buffer};
 use super::pixels::Pixels;
 use super::winograd::winograd;
-use crate::ops::conv::Conv2d;
+use crate::ops::types::Conv2d;
 
 /// See [`Conv2d`]. `None` for other kernels than 1x1 and 3x3.
 pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Option<Tensor<4>> {

@@ -10,7 +10,7 @@ use super::gemm::{LONGEST_SUM, Mat, Tile, tiles};
 use super::host::{Host, buffer, flex_of, tensor, tensor_of};
 use super::rows::apply_activation;
 use super::simd::vectorised;
-use crate::ops::linear::Activation;
+use crate::ops::types::Activation;
 
 /// Output features of a panel: what the widest kernel of the `gemm` crate computes at once (AVX-512's).
 const PANEL: usize = 64;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::host::{Host, buffer};
 use super::pixels::Pixels;
 use super::simd::{self, vectorised};
-use crate::ops::conv::GroupNorm;
+use crate::ops::types::GroupNorm;
 
 /// Pixels whose sums are taken in f32 before they join the others in f64.
 const CHUNK: usize = 128;

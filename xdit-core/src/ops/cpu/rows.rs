@@ -5,10 +5,7 @@ use rayon::prelude::*;
 
 use super::host::{Host, buffer, rows_per_task, tensor};
 use super::simd::{self, vectorised};
-use crate::ops::attention::Attended;
-use crate::ops::linear::Activation;
-use crate::ops::norm::HeadNorm;
-use crate::ops::rope::RopeTable;
+use crate::ops::types::{Activation, Attended, HeadNorm, RopeTable};
 
 /// Calls `f(row index, row of the result)` for all rows of a new tensor, in parallel.
 fn map_rows(n_rows: usize, len: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {

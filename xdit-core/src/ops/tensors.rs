@@ -1,0 +1,21 @@
+//! Precisions, and joining tensors: what the operations here do to tensors before and after the arithmetic.
+
+use burn::tensor::{DType, Tensor};
+
+/// `x` in f32, for reductions that half precision would spoil.
+pub fn to_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if x.dtype() == DType::F32 { x } else { x.cast(DType::F32) }
+}
+
+/// `x` in `dtype`; nothing happens where it already is.
+pub fn to_dtype<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
+
+/// The parts one after the other along `dim`; a single one is not copied.
+pub fn cat<const D: usize>(mut parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, dim),
+    }
+}
