@@ -324,7 +324,8 @@ fn mistakes_in_the_folder() {
     spoil("model_index.json", &replace("AutoencoderKL", "AutoencoderDC"), &["vae", "AutoencoderDC"]);
     spoil("model_index.json", &replace("\"text_encoder_2\"", "\"other\""), &["text_encoder_2"]);
     spoil("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3"), &["transformer", "missing"]);
-    spoil("transformer/config.json", &replace("64", "48"), &["shape"]);
+    spoil("transformer/config.json", &replace("64", "48"), &["in_channels", "48"]);
+    spoil("text_encoder_2/config.json", &replace("\"d_ff\": ", "\"d_ff\": 1"), &["shape"]);
     spoil("tokenizer_2/tokenizer.json", &|_| b"{}".to_vec(), &["tokenizer_2/tokenizer.json"]);
     spoil(
         "scheduler/scheduler_config.json",

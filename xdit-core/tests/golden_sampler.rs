@@ -1,6 +1,6 @@
 //! Sigmas and steps against diffusers.
 
-use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig, History, Rows, Sampler, TimeShift, calculate_shift};
+use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig, History, Sampler, TimeShift, Tokens, calculate_shift};
 use xdit_testing::golden::{Golden, assert_rel_l2};
 
 /// The last bit of f32, where numpy's vectorised division or `exp` differs.
@@ -56,7 +56,7 @@ fn check(name: &str, dev: bool) {
         let prediction = golden.tensor::<3>(&format!("step.{i}.prediction"));
         // rows may be stepped by themselves
         let step =
-            |latents, prediction| sampler.step(i, Rows { latents, prediction, noise: None }, &mut History::default());
+            |latents, prediction| sampler.step(i, Tokens { latents, prediction, noise: None }, &mut History::default());
         let part = step(x.clone().narrow(1, 3, 5), prediction.clone().narrow(1, 3, 5));
         x = step(x, prediction);
         part.into_data().assert_eq(&x.clone().narrow(1, 3, 5).into_data(), true);

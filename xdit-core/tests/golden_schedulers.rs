@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use serde_json::Value;
-use xdit_core::sampler::{Ddim, Flow, History, Rows, Sampler, from_config};
+use xdit_core::sampler::{Ddim, Flow, History, Sampler, Tokens, from_config};
 use xdit_testing::golden::{self, Golden, rel_l2};
 
 /// Scalars that upstream computes in f32, with other functions of the same name; h, the difference of two logarithms,
@@ -61,7 +61,7 @@ fn runs_are_upstreams() {
                 }
                 let noise = sampler.needs_noise(i).then(|| row(&noises, i));
                 let before = norm(&x);
-                x = sampler.step(i, Rows { latents: x, prediction: row(&predictions, i), noise }, &mut history);
+                x = sampler.step(i, Tokens { latents: x, prediction: row(&predictions, i), noise }, &mut history);
                 // where a step takes most of the latents away, their rounding is left
                 let error = rel_l2(x.clone(), row(&want, i)) / (before / norm(&x)).max(1.0);
                 worst = worst.max(error);

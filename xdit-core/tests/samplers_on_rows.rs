@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use xdit_core::sampler::{Flow, History, Rows, SUPPORTED, from_config};
+use xdit_core::sampler::{Flow, History, SUPPORTED, Tokens, from_config};
 
 const ROWS: usize = 12;
 
@@ -78,13 +78,13 @@ proptest! {
             let (prediction, new) = (noise(2 * i as u64 + 1), noise(2 * i as u64 + 2));
             let new = sampler.needs_noise(i).then_some(new);
             let input = sampler.model_input(i, whole.clone());
-            whole = sampler.step(i, Rows { latents: whole, prediction: prediction.clone(), noise: new.clone() }, &mut history);
+            whole = sampler.step(i, Tokens { latents: whole, prediction: prediction.clone(), noise: new.clone() }, &mut history);
             for (band, history, from) in &mut bands {
                 let n = band.dims()[1];
                 let cut = |x: Tensor<3>| x.narrow(1, *from, n);
                 prop_assert_eq!(bits(sampler.model_input(i, band.clone())), bits(cut(input.clone())));
-                let rows = Rows { latents: band.clone(), prediction: cut(prediction.clone()), noise: new.clone().map(cut) };
-                *band = sampler.step(i, rows, history);
+                let tokens = Tokens { latents: band.clone(), prediction: cut(prediction.clone()), noise: new.clone().map(cut) };
+                *band = sampler.step(i, tokens, history);
             }
         }
         let together = Tensor::cat(bands.into_iter().map(|(band, ..)| band).collect(), 1);
@@ -104,7 +104,7 @@ proptest! {
         let mut history = History::default();
         for i in 0..sampler.timesteps().len() {
             let noise_i = sampler.needs_noise(i).then(|| noise(7));
-            x = sampler.step(i, Rows { latents: x, prediction: noise(i as u64 + 1), noise: noise_i }, &mut history);
+            x = sampler.step(i, Tokens { latents: x, prediction: noise(i as u64 + 1), noise: noise_i }, &mut history);
         }
         let values = x.into_data().try_to_vec::<f32>().expect("f32");
         prop_assert!(values.iter().all(|x| x.is_finite()), "{config}: {values:?}");

@@ -1,36 +1,24 @@
 //! What follows from a folder's files before any weight is read: what is not built is refused by name, the rest gives
 //! upstream's defaults.
 
-use std::path::Path;
-
 use burn::tensor::FloatDType;
 use serde_json::{Value, json};
 use xdit_models::pipeline::{ModelSource, Options, Pipeline, PipelineError, Request};
 use xdit_testing::golden;
 
-fn copy_json(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let to = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy_json(&path, &to),
-            false if path.extension().is_some_and(|ext| ext == "json") => {
-                std::fs::copy(&path, &to).expect("a copy");
-            }
-            false => {}
-        }
-    }
-}
-
 /// A folder of which one field of a file is another.
 fn open(folder: &str, file: &str, field: &str, value: Value) -> Result<Pipeline, PipelineError> {
     let dir = tempfile::tempdir().expect("a folder");
-    copy_json(&golden::dir().join(folder), dir.path());
+    golden::copy(folder, dir.path());
     let path = dir.path().join(file);
     let text = std::fs::read_to_string(&path).expect("a file").replace("-Infinity", "null");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");
     config[field] = value;
+    if field == "block_out_channels" {
+        // lists of the same length
+        config["up_block_types"] = json!(vec!["UpDecoderBlock2D"; 3]);
+        config["down_block_types"] = json!(vec!["DownEncoderBlock2D"; 3]);
+    }
     std::fs::write(&path, config.to_string()).expect("written");
     let source = ModelSource::Folder(dir.path().into());
     Pipeline::open(&source, Options::new(FloatDType::F32), xdit_comm::local::world, &mut ())

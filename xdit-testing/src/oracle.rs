@@ -13,7 +13,7 @@ use xdit_core::dit::{
 };
 use xdit_core::engine::SkipLayers;
 use xdit_core::ops;
-use xdit_core::sampler::{History, Rows, Sampler};
+use xdit_core::sampler::{History, Sampler, Tokens};
 
 /// What to denoise, and how.
 pub struct Displaced<'a> {
@@ -175,7 +175,7 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                     let rows = |x: &Tensor<3>| x.clone().narrow(1, patch_tokens.start, patch_tokens.len());
                     let prediction =
                         prediction.clone().narrow(1, patch_tokens.start - tokens.start, patch_tokens.len());
-                    let input = Rows { latents: rows(&latents), prediction, noise: noise.as_ref().map(rows) };
+                    let input = Tokens { latents: rows(&latents), prediction, noise: noise.as_ref().map(rows) };
                     let new = sampler.step(step, input, &mut histories[i]);
                     let [b, _, c] = latents.dims();
                     latents = latents.slice_assign([0..b, patch_tokens.clone(), 0..c], new);

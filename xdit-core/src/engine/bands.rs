@@ -7,7 +7,7 @@ use super::halt::{Halt, Reason};
 use crate::comm::{CommError, Communicator};
 use crate::layout::Shares;
 use crate::ops::cat;
-use crate::sampler::{History, Rows, Sampler};
+use crate::sampler::{History, Sampler, Tokens};
 use crate::schedule::Work;
 
 /// This rank's latents of a picture.
@@ -79,12 +79,12 @@ impl<'t> Bands<'t> {
         let mut at = 0;
         for patch in self.shares.patches(patch) {
             let band = self.shares.img(patch, self.rank);
-            let rows = Rows {
+            let tokens = Tokens {
                 latents: self.latents[patch].clone(),
                 prediction: prediction.clone().narrow(1, at, band.len()),
                 noise: self.noise.as_ref().map(|noise| noise.clone().narrow(1, band.start, band.len())),
             };
-            self.latents[patch] = self.sampler.step(step, rows, &mut self.histories[patch]);
+            self.latents[patch] = self.sampler.step(step, tokens, &mut self.histories[patch]);
             at += band.len();
         }
     }

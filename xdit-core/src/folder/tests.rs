@@ -134,7 +134,7 @@ fn config_errors_name_the_file() {
         let config = folder.as_ref().unwrap().config::<Config>("transformer", "config.json");
         config.unwrap_err().to_string()
     });
-    assert!(message.starts_with("(built-in)/transformer/config.json: invalid value: integer `-4`"), "{message}");
+    assert!(message.starts_with("(built-in)/transformer/config.json: heads: invalid value: integer `-4`"), "{message}");
     let message = Tree::new(INDEX).look(|folder| {
         let config = folder.as_ref().unwrap().config::<Config>("transformer", "config.json");
         config.unwrap_err().to_string()

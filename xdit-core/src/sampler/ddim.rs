@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::flag::flag;
 use super::spacing::TimestepSpacing;
 use super::training::{PredictionType, Taken, Training};
-use super::{History, Rows, Sampler, SamplerError};
+use super::{History, Sampler, SamplerError, Tokens};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -91,8 +91,8 @@ impl Sampler for Ddim {
         self.eta > 0.0
     }
 
-    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
-        let Rows { latents, prediction, noise } = rows;
+    fn step(&self, i: usize, tokens: Tokens, _history: &mut History) -> Tensor<3> {
+        let Tokens { latents, prediction, noise } = tokens;
         let [now, next] = self.signal[i];
         let (signal, deviation) = (now.sqrt(), (1.0 - now).sqrt());
         let kind = self.config.prediction_type;

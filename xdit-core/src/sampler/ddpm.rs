@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::flag::flag;
 use super::spacing::TimestepSpacing;
 use super::training::{PredictionType, Taken, Training};
-use super::{History, Rows, Sampler, SamplerError};
+use super::{History, Sampler, SamplerError, Tokens};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -130,8 +130,8 @@ impl Sampler for Ddpm {
         self.steps[i].added.is_some()
     }
 
-    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
-        let (Rows { latents, prediction, noise }, step) = (rows, self.steps[i]);
+    fn step(&self, i: usize, tokens: Tokens, _history: &mut History) -> Tensor<3> {
+        let (Tokens { latents, prediction, noise }, step) = (tokens, self.steps[i]);
         let mut picture = self.config.prediction_type.picture(&latents, prediction, step.signal, step.noise);
         if self.config.clip_sample {
             picture = picture.clamp(-self.config.clip_sample_range, self.config.clip_sample_range);

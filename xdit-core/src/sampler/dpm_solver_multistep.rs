@@ -10,7 +10,7 @@ use super::euler_discrete::FinalSigmas;
 use super::flag::flag;
 use super::spacing::{Respacing, TimestepSpacing, check_steps, linspace};
 use super::training::{PredictionType, Training, interpolate, sigmas, timestep_of};
-use super::{History, Rows, Sampler, SamplerError};
+use super::{History, Sampler, SamplerError, Tokens};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -251,8 +251,8 @@ impl Sampler for DpmSolverMultistep {
         matches!(self.config.algorithm_type, Algorithm::SdeDpm | Algorithm::SdeDpmPlusPlus)
     }
 
-    fn step(&self, i: usize, rows: Rows, history: &mut History) -> Tensor<3> {
-        let Rows { latents, prediction, noise } = rows;
+    fn step(&self, i: usize, tokens: Tokens, history: &mut History) -> Tensor<3> {
+        let Tokens { latents, prediction, noise } = tokens;
         let (from, to) = (Level::of(self.sigmas[i]), Level::of(self.sigmas[i + 1]));
         let kind = self.config.prediction_type;
         let converted = match self.is_plus_plus() {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::flag::flag;
 use super::spacing::{Respacing, TimestepSpacing, check_steps, linspace};
 use super::training::{PredictionType, Training, interpolate, sigmas, timestep_of};
-use super::{History, Rows, Sampler, SamplerError};
+use super::{History, Sampler, SamplerError, Tokens};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -170,8 +170,8 @@ impl Sampler for EulerDiscrete {
         latents / (sigma * sigma + 1.0).sqrt()
     }
 
-    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
-        let Rows { latents, prediction, .. } = rows;
+    fn step(&self, i: usize, tokens: Tokens, _history: &mut History) -> Tensor<3> {
+        let Tokens { latents, prediction, .. } = tokens;
         let (sigma, next) = (self.sigmas[i], self.sigmas[i + 1]);
         let picture = match self.prediction_type {
             PredictionType::Sample => prediction,

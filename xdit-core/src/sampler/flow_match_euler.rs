@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::flag::flag;
 use super::spacing::{Respacing, check_steps, linspace};
-use super::{History, Rows, Sampler, SamplerError};
+use super::{History, Sampler, SamplerError, Tokens};
 
 /// `scheduler_config.json`, with upstream's defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -188,8 +188,8 @@ impl Sampler for FlowMatchEuler {
         &self.timesteps
     }
 
-    fn step(&self, i: usize, rows: Rows, _history: &mut History) -> Tensor<3> {
-        rows.latents + rows.prediction * (self.sigmas[i + 1] - self.sigmas[i])
+    fn step(&self, i: usize, tokens: Tokens, _history: &mut History) -> Tensor<3> {
+        tokens.latents + tokens.prediction * (self.sigmas[i + 1] - self.sigmas[i])
     }
 }
 

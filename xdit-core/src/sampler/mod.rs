@@ -38,7 +38,7 @@ pub trait Sampler: Send + Sync {
         latents
     }
 
-    /// Whether step `i` adds new noise, which [`Rows::noise`] must then bring.
+    /// Whether step `i` adds new noise, which [`Tokens::noise`] must then bring.
     fn needs_noise(&self, _i: usize) -> bool {
         false
     }
@@ -46,11 +46,11 @@ pub trait Sampler: Send + Sync {
     /// Step `i` of these tokens; returns their new latents, `[batch, tokens, channels]`, f32.
     ///
     /// - `history`: what this function left there for the same tokens at the steps before; empty at the first
-    fn step(&self, i: usize, rows: Rows, history: &mut History) -> Tensor<3>;
+    fn step(&self, i: usize, tokens: Tokens, history: &mut History) -> Tensor<3>;
 }
 
 /// Any subset of the tokens, to be stepped; each tensor `[batch, tokens, channels]`, f32.
-pub struct Rows {
+pub struct Tokens {
     /// What they are now.
     pub latents: Tensor<3>,
     /// What the model says of them.

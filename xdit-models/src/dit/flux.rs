@@ -94,7 +94,6 @@ impl FluxConfig {
                 ("num_attention_heads", self.num_attention_heads),
                 ("attention_head_dim", self.attention_head_dim),
                 ("in_channels", self.in_channels),
-                ("out_channels", self.out_channels.unwrap_or(1)),
                 ("joint_attention_dim", self.joint_attention_dim),
                 ("pooled_projection_dim", self.pooled_projection_dim),
                 (WIDTH, self.num_attention_heads.saturating_mul(self.attention_head_dim)),
@@ -104,14 +103,11 @@ impl FluxConfig {
         few(class, &[("num_layers", self.num_layers), ("num_layers + num_single_layers", n_blocks)])?;
         let axes = self.axes_dims_rope;
         let (sum, head_dim) = (axes.iter().fold(0_usize, |sum, a| sum.saturating_add(*a)), self.attention_head_dim);
-        let bad = |what: String| Err(ModelError::Config { class: "FluxTransformer2DModel", what });
+        let bad = |what: String| Err(ModelError::Config { class, what });
         if sum != head_dim || axes.iter().any(|a| !a.is_multiple_of(2)) {
             return bad(format!(
                 "axes_dims_rope={axes:?} must be even and add up to attention_head_dim={head_dim}, not {sum}"
             ));
-        }
-        if self.out_channels.is_some_and(|out| out != self.in_channels) {
-            return bad(format!("out_channels={:?} must be in_channels={}", self.out_channels, self.in_channels));
         }
         if self.patch_size != 1 {
             return bad(format!("patch_size={} is not supported, only 1", self.patch_size));
