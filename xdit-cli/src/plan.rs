@@ -6,9 +6,7 @@ use anyhow::Result;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use xdit_core::mesh::Axis;
-use xdit_models::pipeline::{
-    ComponentMemory, Options, Phases, Pipeline, Plan as Planned, RankMemory, Request,
-};
+use xdit_models::pipeline::{ComponentMemory, Options, Phases, Pipeline, Plan as Planned, RankMemory, Request};
 
 use crate::args::Plan;
 use crate::console::{Stdout, complain};
