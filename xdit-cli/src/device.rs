@@ -35,6 +35,19 @@ impl Devices {
         }
     }
 
+    /// Each device's name and its ranks.
+    pub fn ranks(&self, n_ranks: usize) -> Vec<(String, Vec<usize>)> {
+        let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+        for rank in 0..n_ranks {
+            let name = self.0[rank % self.0.len()].name();
+            match all.iter_mut().find(|(device, _)| *device == name) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => all.push((name, vec![rank])),
+            }
+        }
+        all
+    }
+
     /// What a user of these devices expects.
     pub fn dtype(&self, asked: Option<Dtype>) -> FloatDType {
         let all_cuda = self.0.iter().all(|device| matches!(device, DeviceArg::Cuda(_)));
@@ -70,6 +83,14 @@ impl FromStr for DeviceArg {
 }
 
 impl DeviceArg {
+    fn name(self) -> String {
+        match self {
+            Self::Cpu => "cpu".into(),
+            Self::Cuda(index) => format!("cuda:{index}"),
+            Self::Wgpu => "wgpu".into(),
+        }
+    }
+
     fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::flex()),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use xdit_core::mesh::Axis;
-use xdit_models::pipeline::{Options, Pipeline, RankMemory, Request};
+use xdit_models::pipeline::{ComponentMemory, Options, Phases, Pipeline, Plan as Planned, RankMemory, Request};
 
 use crate::args::Plan;
 use crate::console::{Stdout, complain};
@@ -37,18 +37,20 @@ pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
         ..Request::new("any")
     };
     let plan = pipeline.plan(&request)?;
-    let memory: Vec<_> = plan.memory.iter().enumerate().collect();
-    if args.json {
-        let memory: Vec<_> = memory.into_iter().map(record).collect();
-        let record = json!({
-            "img_tokens": plan.grid.n_tokens(),
-            "patches": plan.n_patches,
-            "ranks": plan.mesh.world_size(),
-            "memory": memory,
-        });
-        out.line(record.to_string());
-        return Ok(());
+    let devices = args.compute.device.ranks(plan.mesh.world_size());
+    match args.json {
+        true => out.line(whole_record(&plan, &devices).to_string()),
+        false => out.write(tables(&plan, &devices)?.as_bytes()),
     }
+    Ok(())
+}
+
+fn bytes(n: u64) -> String {
+    HumanBytes(n).to_string()
+}
+
+/// Ranks, models and devices, a table each.
+fn tables(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Result<String> {
     let (rows, cols) = (plan.grid.rows, plan.grid.cols);
     let mut text = String::new();
     writeln!(text, "{rows} x {cols} image tokens, {} patches, {} ranks\n", plan.n_patches, plan.mesh.world_size())?;
@@ -56,16 +58,65 @@ pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
     let axes = [Axis::Data, Axis::Cfg, Axis::Pipefusion, Axis::Ring, Axis::Ulysses];
     write!(text, "{:>5}", "rank")?;
     columns.iter().try_for_each(|name| write!(text, " {name:>8}"))?;
-    writeln!(text, " {:>10} {:>14} {:>14}", "blocks", "weights", "kept k, v")?;
-    for (rank, memory) in memory {
+    writeln!(text, " {:>8} {:>12} {:>12} {:>12} {:>12}", "blocks", "weights", "kept k, v", "activations", "alone")?;
+    for (rank, memory) in plan.memory.iter().enumerate() {
         write!(text, "{rank:>5}")?;
         axes.iter().try_for_each(|axis| write!(text, " {:>8}", plan.mesh.coordinate(rank, *axis)))?;
+        let stage = &plan.stages[memory.stage];
+        let peak = plan.phases(&[rank]).peak();
+        let [weights, kept, live, peak] = [stage.weights, memory.kept_bytes, stage.activations, peak].map(bytes);
         let blocks = format!("{}..{}", memory.blocks.start, memory.blocks.end);
-        let [weights, kept] = [memory.weight_bytes, memory.kept_bytes].map(|bytes| HumanBytes(bytes).to_string());
-        writeln!(text, " {blocks:>10} {weights:>14} {kept:>14}")?;
+        writeln!(text, " {blocks:>8} {weights:>12} {kept:>12} {live:>12} {peak:>12}")?;
     }
-    out.write(text.as_bytes());
-    Ok(())
+    writeln!(text, "\n{:<16} {:>12} {:>12}", "model", "weights", "activations")?;
+    for model in plan.encoders.iter().chain(&plan.decoder) {
+        writeln!(text, "{:<16} {:>12} {:>12}", model.component, bytes(model.weights), bytes(model.activations))?;
+    }
+    writeln!(
+        text,
+        "\n{:<10} {:>6} {:>12} {:>12} {:>12} {:>12}",
+        "device", "ranks", "encode", "denoise", "decode", "peak"
+    )?;
+    for (device, ranks) in devices {
+        let phases = plan.phases(ranks);
+        let [encode, denoise, decode, peak] = [phases.encode, phases.denoise, phases.decode, phases.peak()].map(bytes);
+        writeln!(text, "{device:<10} {:>6} {encode:>12} {denoise:>12} {decode:>12} {peak:>12}", ranks.len())?;
+    }
+    Ok(text)
+}
+
+/// All of it for `--json`.
+fn whole_record(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Value {
+    let phases = |phases: Phases| {
+        json!({
+            "encode": phases.encode, "denoise": phases.denoise, "decode": phases.decode, "peak": phases.peak(),
+        })
+    };
+    let rank = |(rank, memory): (usize, &RankMemory)| {
+        let mut all = record((rank, memory));
+        let stage = &plan.stages[memory.stage];
+        all["resident_weight_bytes"] = stage.weights.into();
+        all["activation_bytes"] = stage.activations.into();
+        all["bytes_alone"] = phases(plan.phases(&[rank]));
+        all
+    };
+    let model = |model: &ComponentMemory| {
+        json!({
+            "component": model.component,
+            "resident_weight_bytes": model.weights,
+            "activation_bytes": model.activations,
+        })
+    };
+    let device = |(device, ranks): &(String, Vec<usize>)| json!({ "device": device, "ranks": ranks, "bytes": phases(plan.phases(ranks)) });
+    json!({
+        "img_tokens": plan.grid.n_tokens(),
+        "patches": plan.n_patches,
+        "ranks": plan.mesh.world_size(),
+        "memory": plan.memory.iter().enumerate().map(rank).collect::<Vec<_>>(),
+        "encoders": plan.encoders.iter().map(model).collect::<Vec<_>>(),
+        "decoder": plan.decoder.as_ref().map(model),
+        "devices": devices.iter().map(device).collect::<Vec<_>>(),
+    })
 }
 
 /// A rank's memory for `--json`.

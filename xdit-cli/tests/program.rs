@@ -142,11 +142,21 @@ fn a_plan_is_shown() {
     let output = xdit(&dir, &flags);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.starts_with("16 x 16 image tokens, 2 patches, 4 ranks\n"), "{said}");
-    assert!(said.lines().last().expect("a line").contains("4..8"), "{said}");
+    assert!(said.lines().any(|line| line.contains("4..8")), "{said}");
+    for model in ["text_encoder ", "text_encoder_2 ", "vae "] {
+        assert!(said.lines().any(|line| line.starts_with(model)), "{said}");
+    }
+    assert!(said.lines().last().expect("a line").starts_with("cuda:0          4 "), "{said}");
     let output = xdit(&dir, &[&flags[..], &["--json"]].concat());
     let record: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     // four blocks' keys and values of 48 + 256 tokens, of four heads of 24 channels, in bf16
     assert_eq!(record["memory"][0]["kept_bytes"], 4 * 2 * (48 + 256) * 4 * 24 * 2);
+    let bytes = |value: &serde_json::Value| value.as_u64().expect("bytes");
+    let (alone, device) = (&record["memory"][0]["bytes_alone"], &record["devices"][0]["bytes"]);
+    assert!(bytes(&alone["denoise"]) < bytes(&device["denoise"]) && bytes(&alone["decode"]) > 0, "{record}");
+    assert_eq!(record["memory"][1]["bytes_alone"]["decode"], 0);
+    assert_eq!(record["encoders"].as_array().expect("encoders").len(), 2);
+    assert!(bytes(&record["decoder"]["activation_bytes"]) > 256 * 256 * 4, "{record}");
     fails(
         &dir,
         xdit(&dir, &["plan", "--pipefusion-parallel-degree", "9"]),

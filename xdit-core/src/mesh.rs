@@ -286,6 +286,11 @@ impl Mesh {
         rank / self.stride(axis) % self.config.degree(axis)
     }
 
+    /// Whether a rank is the first of its replica, which decodes the replica's pictures.
+    pub fn speaks(&self, rank: usize) -> bool {
+        Axis::ALL.iter().all(|axis| *axis == Axis::Data || self.coordinate(rank, *axis) == 0)
+    }
+
     /// The rank at coordinates in the order of [`Axis::ALL`].
     pub fn rank(&self, coordinates: [usize; 6]) -> usize {
         Axis::ALL.iter().zip(coordinates).map(|(axis, at)| at * self.stride(*axis)).sum()

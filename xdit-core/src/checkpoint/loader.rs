@@ -25,6 +25,7 @@ pub struct Loader<'a> {
     device: Device,
     dtype: FloatDType,
     prefix: String,
+    dry: bool,
     progress: Option<&'a dyn Fn(u64)>,
     record: Rc<RefCell<Record<'a>>>,
 }
@@ -34,9 +35,11 @@ pub struct Loader<'a> {
 struct Record<'a> {
     read: BTreeSet<&'a str>,
     missing: BTreeSet<String>,
-    // elements of the whole tensor, by name
-    asked: BTreeMap<String, u64>,
+    // the whole tensor's shape, by name
+    asked: BTreeMap<String, Vec<usize>>,
     bytes: u64,
+    resident: u64,
+    largest: u64,
 }
 
 /// What loading a component came to.
@@ -48,6 +51,10 @@ pub struct LoadReport {
     pub tensors: usize,
     /// Bytes read from the files.
     pub bytes: u64,
+    /// Bytes in memory, in the dtypes that were asked for.
+    pub resident: u64,
+    /// Those of the largest tensor. A dense layer holds it twice while it puts its weight in order.
+    pub largest: u64,
     /// Tensors of the checkpoint that nobody asked for, sorted.
     pub unused: Vec<String>,
 }
@@ -55,7 +62,21 @@ pub struct LoadReport {
 impl<'a> Loader<'a> {
     /// A loader at the root of `weights` that puts tensors of `dtype` on `device`.
     pub fn new(weights: &'a Weights, device: &Device, dtype: FloatDType) -> Self {
-        Self { weights, device: device.clone(), dtype, prefix: String::new(), progress: None, record: Rc::default() }
+        Self {
+            weights,
+            device: device.clone(),
+            dtype,
+            prefix: String::new(),
+            dry: false,
+            progress: None,
+            record: Rc::default(),
+        }
+    }
+
+    /// Checks names, shapes and dtypes, and counts as if it read: tensors are zeros that need no memory. The model built
+    /// is not to be used; [`finish`](Self::finish) tells what it would come to.
+    pub fn dry(self) -> Self {
+        Self { dry: true, ..self }
     }
 
     /// Calls `progress` after each tensor with the bytes read so far, counted as they are in the files; all of them
@@ -132,7 +153,12 @@ impl<'a> Loader<'a> {
     /// The number of parameters of a model that has been built: the elements of all tensors that were asked for,
     /// whether the checkpoint has them or not.
     pub fn n_params(&self) -> u64 {
-        self.record.borrow().asked.values().sum()
+        self.record.borrow().asked.values().map(|shape| shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+    }
+
+    /// The names and whole shapes of all tensors that were asked for, whether the checkpoint has them or not.
+    pub fn asked(&self) -> Vec<(String, Vec<usize>)> {
+        self.record.borrow().asked.clone().into_iter().collect()
     }
 
     /// Ends loading. Tensors that nobody asked for are no error but listed, except those whose name contains one of
@@ -160,6 +186,8 @@ impl<'a> Loader<'a> {
             component: self.weights.component().into(),
             tensors: record.read.len(),
             bytes: record.bytes,
+            resident: record.resident,
+            largest: record.largest,
             unused: unused.map(String::from).collect(),
         })
     }
@@ -178,16 +206,20 @@ impl<'a> Loader<'a> {
         let mut part = shape;
         part[dim] = range.len();
         let name = self.full_name(name);
-        self.record.borrow_mut().asked.insert(name.clone(), shape.iter().map(|n| *n as u64).product());
+        self.record.borrow_mut().asked.insert(name.clone(), shape.into());
         let Some((name, stored)) = self.weights.stored(&name) else {
             self.record.borrow_mut().missing.insert(name);
             return Ok(self.placeholder(part));
         };
         self.check(name, stored, &shape)?;
 
-        let bytes = self.weights.bytes_of(stored);
         let place = &stored.place;
         let runs = runs(&shape, dim, range, place.dtype.bits() / 8);
+        let done = self.note(name, (runs.n * runs.len) as u64, part.iter().product());
+        if self.dry {
+            return Ok(self.placeholder(part));
+        }
+        let bytes = self.weights.bytes_of(stored);
         // From the first to the last byte that is needed; runs of a column cut have the others' bytes between them.
         let at = place.range.start;
         let span = match runs.n {
@@ -199,16 +231,21 @@ impl<'a> Loader<'a> {
         let data = convert(src, place.dtype, runs, self.dtype, Shape::from(part));
         bytes.done_with(span);
 
-        let mut record = self.record.borrow_mut();
-        record.read.insert(name);
-        record.bytes += (runs.n * runs.len) as u64;
-        let done = record.bytes;
-        // The callback is the caller's code and may well use this loader.
-        drop(record);
         if let Some(progress) = self.progress {
             progress(done);
         }
         Ok(Tensor::from_data(data, (&self.device, DType::from(self.dtype))))
+    }
+
+    /// Counts a tensor of so many bytes in the file and so many elements; returns the bytes of all so far.
+    fn note(&self, name: &'a str, bytes: u64, elements: usize) -> u64 {
+        let resident = (elements * DType::from(self.dtype).size()) as u64;
+        let mut record = self.record.borrow_mut();
+        record.read.insert(name);
+        record.bytes += bytes;
+        record.resident += resident;
+        record.largest = record.largest.max(resident);
+        record.bytes
     }
 
     fn check(&self, name: &str, stored: &Stored, shape: &[usize]) -> Result<(), LoadError> {
@@ -344,6 +381,22 @@ mod tests {
             "vae: 11 tensors are missing: b.0.bias, b.1.bias, b.2.bias, b.3.bias, b.4.bias, b.5.bias, b.6.bias, \
              b.7.bias, ..."
         );
+    }
+
+    #[test]
+    fn a_dry_loader_counts_what_another_reads() {
+        let weights = weights();
+        let of = |loader: Loader<'_>| {
+            let w: Tensor<3> = loader.pp("blocks.0").tensor("weight", [2, 3, 4]).unwrap();
+            loader.f32().tensor::<1>("scale", [1]).unwrap();
+            loader.pp("blocks.0").tensor::<1>("weight", [24]).unwrap_err();
+            (values(w), loader.finish(&[]).unwrap())
+        };
+        let loader = || Loader::new(&weights, &Device::flex(), FloatDType::BF16);
+        let ((zeros, dry), (_, read)) = (of(loader().dry()), of(loader()));
+        assert_eq!(dry, read);
+        assert_eq!((dry.bytes, dry.resident, dry.largest), (96 + 2, 48 + 4, 48));
+        assert_eq!(zeros, [0.0; 24]);
     }
 
     #[test]

@@ -224,7 +224,7 @@ struct Block {
 enum Txt {
     Changed(Box<StreamWeights>),
     /// The last block only reads the text.
-    Read(Linear, QkvWeights),
+    Read(Box<(Linear, QkvWeights)>),
 }
 
 impl Block {
@@ -236,10 +236,10 @@ impl Block {
         Ok(Self {
             img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, heads, n)?,
             txt: match i + 1 == config.num_layers {
-                true => Txt::Read(
+                true => Txt::Read(Box::new((
                     Linear::load(&loader.pp("norm1_context.linear"), d, 2 * d)?,
                     QkvWeights::load(&attn, ADDED, [d, d], heads)?,
-                ),
+                ))),
                 false => {
                     let names = ["norm1_context", "to_add_out", "ff_context"];
                     Txt::Changed(Box::new(StreamWeights::load(loader, names, ADDED, heads, 2)?))
@@ -271,7 +271,8 @@ impl Block {
         let img_qkv = self.img.qkv(&x.img, &img, None);
         let (txt_qkv, changed) = match (&self.txt, &x.txt) {
             (_, None) => (None, None),
-            (Txt::Read(norm, qkv), Some(txt)) => {
+            (Txt::Read(weights), Some(txt)) => {
+                let (norm, qkv) = &**weights;
                 (Some(qkv.forward(continuous_norm(norm, txt.clone(), &cond.temb), None)), None)
             }
             (Txt::Changed(weights), Some(txt)) => {

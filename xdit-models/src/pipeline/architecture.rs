@@ -8,6 +8,7 @@ use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
 use crate::error::ModelError;
+use crate::pipeline::activations::{Activations, BlockPass};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
 use crate::pipeline::error::PipelineError;
@@ -128,18 +129,12 @@ pub trait Architecture: Sync {
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError>;
 
-    /// Parts of names of the transformer's tensors that are not needed.
-    fn unused(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    /// What the names of each block's tensors begin with.
+    /// Bytes of activations that a pass through some of the blocks has in memory at its widest moment, beside the text's
+    /// tokens; see [`crate::pipeline::activations`].
     ///
     /// # Errors
     /// A configuration that cannot be read.
-    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
-        Ok((0..self.spec(components)?.n_blocks).map(|i| format!("transformer_blocks.{i}.")).collect())
-    }
+    fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError>;
 
     /// Whether a block has a second attention over the image.
     ///
@@ -154,6 +149,19 @@ pub trait Architecture: Sync {
     /// # Errors
     /// A configuration that cannot be read.
     fn n_txt_tokens(&self, _components: &Components, max_sequence_length: usize) -> Result<usize, PipelineError> {
+        Ok(max_sequence_length)
+    }
+
+    /// Tokens that a text encoder of T5's or BERT's kind is shown.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn encoder_tokens(
+        &self,
+        _components: &Components,
+        _component: &str,
+        max_sequence_length: usize,
+    ) -> Result<usize, PipelineError> {
         Ok(max_sequence_length)
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
-use xdit_core::checkpoint::Loader;
+use xdit_core::checkpoint::{LoadReport, Loader};
 use xdit_core::dit::{Dit, TextStates};
 use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
@@ -35,6 +35,8 @@ pub struct Components {
     pub folder: PipelineFolder,
     /// Precision and variant.
     pub options: Options,
+    /// What each component came to, where weights are only counted: see [`Loader::dry`].
+    counted: Option<Mutex<Vec<LoadReport>>>,
     /// Encoders that are to stay, by component.
     kept: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
 }
@@ -42,7 +44,21 @@ pub struct Components {
 impl Components {
     /// Nothing is read.
     pub fn new(folder: PipelineFolder, options: Options) -> Self {
-        Self { folder, options, kept: Mutex::default() }
+        Self { folder, options, counted: None, kept: Mutex::default() }
+    }
+
+    /// What the models that `build` makes would hold. They have no weights and must not be used.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn count(
+        &self,
+        build: impl FnOnce(&Self) -> Result<(), PipelineError>,
+    ) -> Result<Vec<LoadReport>, PipelineError> {
+        let counted = Mutex::default();
+        let dry = Self { counted: Some(counted), ..Self::new(self.folder.clone(), self.options.clone()) };
+        build(&dry)?;
+        Ok(dry.counted.and_then(|counted| counted.into_inner().ok()).unwrap_or_default())
     }
 
     /// `component/config.json`
@@ -273,6 +289,7 @@ impl Components {
                 }
             };
             let loader = Loader::new(&weights, device, self.options.dtype).with_progress(&progress);
+            let loader = if self.counted.is_some() { loader.dry() } else { loader };
             let built = build(&loader)?;
             let report = loader.finish(ignore)?;
             if cancelled.get() {
@@ -287,7 +304,11 @@ impl Components {
             let more = if n > 4 { ", .." } else { "" };
             observer.warn(&format!("{component}: {n} tensors of the checkpoint are not used: {shown}{more}"));
         }
-        Ok((built, report.bytes))
+        let n_bytes = report.bytes;
+        if let Some(counted) = &self.counted {
+            counted.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        }
+        Ok((built, n_bytes))
     }
 
     /// Opens the transformer's checkpoint and lets `build` read these blocks of it; also says how many bytes it read.

@@ -11,6 +11,7 @@ use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
 use crate::dit::flux::{Flux, FluxConfig};
+use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, Guidance};
 use crate::pipeline::components::{Components, each};
 use crate::pipeline::error::PipelineError;
@@ -128,11 +129,8 @@ impl Architecture for FluxPipeline {
         Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
     }
 
-    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
-        let config: FluxConfig = components.config("transformer")?;
-        let double = (0..config.num_layers).map(|i| format!("transformer_blocks.{i}."));
-        let single = (0..config.num_single_layers).map(|i| format!("single_transformer_blocks.{i}."));
-        Ok(double.chain(single).collect())
+    fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {
+        Ok(activations::flux(&components.config("transformer")?, pass))
     }
 
     fn dit(

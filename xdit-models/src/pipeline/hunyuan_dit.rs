@@ -10,6 +10,7 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
 use crate::dit::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
+use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::{Components, each};
@@ -119,15 +120,33 @@ impl Architecture for HunyuanDitPipeline {
         Ok(txt.into_iter().zip(txt_2).map(join).collect())
     }
 
-    fn block_names(&self, components: &Components) -> Result<Vec<String>, PipelineError> {
-        Ok((0..self.spec(components)?.n_blocks).map(|i| format!("blocks.{i}.")).collect())
-    }
-
     /// In units of an ordinary block, of six projections of attention and eight of the feed-forward: a block of the second
     /// half joins what it takes up by another two.
     fn costs(&self, components: &Components) -> Result<Vec<f64>, PipelineError> {
         let n = self.spec(components)?.n_blocks;
         Ok((0..n).map(|i| if i > n / 2 { 16.0 / 14.0 } else { 1.0 }).collect())
+    }
+
+    fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {
+        let config: HunyuanDitConfig = components.config("transformer")?;
+        let half = config.num_layers / 2;
+        // the outputs of the first half's blocks wait for the second half
+        let waiting = half.saturating_sub(1).min(pass.blocks.end) as u64;
+        let (spec, ratio) = (config.spec(), config.mlp_ratio);
+        Ok(Activations {
+            widest: activations::cross(&spec, ratio, pass) + waiting * pass.stream(&spec),
+            position: 4 * spec.head_dim as u64,
+        })
+    }
+
+    fn encoder_tokens(
+        &self,
+        components: &Components,
+        component: &str,
+        _max_sequence_length: usize,
+    ) -> Result<usize, PipelineError> {
+        let config: HunyuanDitConfig = components.config("transformer")?;
+        Ok(if component == "text_encoder" { config.text_len } else { config.text_len_t5 })
     }
 
     fn dit(

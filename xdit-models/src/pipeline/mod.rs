@@ -3,7 +3,8 @@
 //! [`Pipeline`] holds what all pipelines share; what differs is an [`architecture::Architecture`], one file each
 //! ([`flux`], [`sd3`], [`pixart`], [`hunyuan_dit`]), found by its class name in [`registry`].
 
-pub mod architecture;
+pub mod activations;
+mod architecture;
 pub mod binning;
 pub mod components;
 pub mod error;
@@ -31,5 +32,5 @@ pub use self::error::PipelineError;
 pub use self::generate::Pipeline;
 pub use self::memory::RankMemory;
 pub use self::options::{ModelSource, Options};
-pub use self::plan::Plan;
+pub use self::plan::{ComponentMemory, Phases, Plan};
 pub use self::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};

@@ -10,6 +10,7 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
 use crate::dit::pixart::{PixArt, PixArtConfig};
+use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
@@ -108,9 +109,9 @@ impl Architecture for PixArtPipeline {
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
     }
 
-    fn unused(&self) -> &'static [&'static str] {
-        // a table that is computed
-        &["pos_embed.pos_embed"]
+    fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {
+        let spec = self.spec(components)?;
+        Ok(Activations { widest: activations::cross(&spec, 4.0, pass), position: 4 * spec.d_model() as u64 })
     }
 
     fn dit(
@@ -121,6 +122,8 @@ impl Architecture for PixArtPipeline {
         observer: &mut dyn Observer,
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         let config: PixArtConfig = components.config("transformer")?;
-        components.load_blocks(device, self.unused(), blocks, observer, |l, b| PixArt::load(l, &config, b))
+        // a table that is computed
+        let unused = ["pos_embed.pos_embed"];
+        components.load_blocks(device, &unused, blocks, observer, |l, b| PixArt::load(l, &config, b))
     }
 }

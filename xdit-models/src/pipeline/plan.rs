@@ -1,18 +1,24 @@
 //! Who would hold what, without reading a weight.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use burn::tensor::{DType, Device};
+use xdit_core::checkpoint::LoadReport;
 use xdit_core::comm::even_sizes;
 use xdit_core::dit::TokenGrid;
 use xdit_core::layout::{Shares, TokenLayout};
 use xdit_core::mesh::{Axis, Mesh};
 use xdit_core::sampler::Sampler;
 
+use crate::pipeline::activations::{self, Activations, BlockPass, Memory};
+use crate::pipeline::components::{ALL_BLOCKS, Components};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::generate::{Applied, Pipeline};
 use crate::pipeline::memory::RankMemory;
-use crate::pipeline::options::Options;
-use crate::pipeline::request::{Request, Settings};
+use crate::pipeline::request::{OutputType, Request, Settings};
+use crate::text::bert::BertConfig;
+use crate::vae::tiles::Tiles;
 
 /// How a request would be shared out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +31,110 @@ pub struct Plan {
     pub n_patches: usize,
     /// Rank by rank.
     pub memory: Vec<RankMemory>,
+    /// The text encoders, in the order in which the first rank reads them.
+    pub encoders: Vec<ComponentMemory>,
+    /// The decoder; absent where latents are the result.
+    pub decoder: Option<ComponentMemory>,
+    /// Each stage's part of the transformer, with the activations of one of its ranks.
+    pub stages: Vec<ComponentMemory>,
+    /// Activations of a rank of each stage while the stages work on patches, one each.
+    at_patches: Vec<u64>,
+    /// What the encoders made of all texts.
+    texts: u64,
+    keeps_encoders: bool,
+}
+
+/// A model, or a stage of one, in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentMemory {
+    /// `"text_encoder"`
+    pub component: String,
+    /// Bytes of its weights in the precision of the request.
+    pub weights: u64,
+    /// Bytes of activations on top, as the CPU's kernels need them.
+    pub activations: u64,
+    /// Bytes of its largest tensor, which is held twice for a moment while it is read.
+    largest: u64,
+}
+
+impl ComponentMemory {
+    fn new(report: LoadReport, activations: u64) -> Self {
+        let LoadReport { component, resident, largest, .. } = report;
+        Self { component, weights: resident, activations, largest }
+    }
+
+    /// At its most, while it is read or while it works.
+    fn peak(&self) -> u64 {
+        self.weights + self.activations.max(self.largest)
+    }
+}
+
+/// Bytes that are needed at once in each phase of a request, the first that its ranks serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Texts are encoded.
+    pub encode: u64,
+    /// Transformer and decoder are read, pictures are denoised.
+    pub denoise: u64,
+    /// Pictures are decoded.
+    pub decode: u64,
+}
+
+impl Phases {
+    /// The most of them.
+    pub fn peak(&self) -> u64 {
+        self.encode.max(self.denoise).max(self.decode)
+    }
+}
+
+impl Plan {
+    /// What a device needs that these ranks share: they share its weights, while each has activations of its own.
+    pub fn phases(&self, ranks: &[usize]) -> Phases {
+        let of = |rank: usize, axis| self.mesh.coordinate(rank, axis);
+        let first = ranks.contains(&0);
+        let kept_encoders = match self.keeps_encoders && first {
+            true => self.encoders.iter().map(|encoder| encoder.weights).sum(),
+            false => 0,
+        };
+        let encode = |encoder: &ComponentMemory| match self.keeps_encoders {
+            true => kept_encoders + encoder.activations.max(encoder.largest),
+            false => encoder.peak(),
+        };
+        let stages: BTreeSet<usize> = ranks.iter().map(|rank| of(*rank, Axis::Pipefusion)).collect();
+        let speakers = ranks.iter().filter(|rank| self.mesh.speaks(**rank)).count() as u64;
+        let decoder = self.decoder.as_ref().filter(|_| speakers > 0);
+        let part = |f: fn(&ComponentMemory) -> u64| {
+            stages.iter().map(|stage| &self.stages[*stage]).chain(decoder).map(f).collect::<Vec<u64>>()
+        };
+        let kept: u64 = ranks.iter().map(|rank| self.memory[*rank].kept_bytes).sum();
+        let weights = part(|part| part.weights).iter().sum::<u64>() + kept_encoders + self.texts;
+
+        // stages work one after the other on the whole picture, and all at once on patches
+        let mut lines: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
+        for rank in ranks {
+            let others = Axis::ALL.iter().filter(|axis| **axis != Axis::Pipefusion);
+            let line = others.map(|axis| of(*rank, *axis)).collect();
+            lines.entry(line).or_default().push(of(*rank, Axis::Pipefusion));
+        }
+        let denoise = |line: &Vec<usize>| {
+            let whole = line.iter().map(|stage| self.stages[*stage].activations).max().unwrap_or(0);
+            whole.max(line.iter().map(|stage| self.at_patches[*stage]).sum())
+        };
+        let denoising = kept + lines.values().map(denoise).sum::<u64>();
+        let reading = part(|part| part.largest).into_iter().max().unwrap_or(0);
+        Phases {
+            encode: if first { self.texts + self.encoders.iter().map(encode).max().unwrap_or(0) } else { 0 },
+            denoise: weights + denoising.max(reading),
+            decode: match decoder {
+                Some(decoder) => weights + kept + speakers * decoder.activations,
+                None => 0,
+            },
+        }
+    }
 }
 
 impl Pipeline {
-    /// Who would hold what to serve this request. Reads the headers of the transformer's files alone.
+    /// Who would hold what to serve this request. Reads the headers of the files alone.
     ///
     /// # Errors
     /// A request that cannot be served; files that cannot be read.
@@ -40,30 +146,136 @@ impl Pipeline {
         let [height, width] = settings.drawn;
         let grid = self.geometry.grid(height, width);
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
+        let passes = Passes::new(request, &guidance, &mesh, sampler.as_ref());
+        let n_txt = self.architecture.n_txt_tokens(&self.components, settings.max_sequence_length)?;
+        let share = Share::new(self, grid, n_patches, n_txt);
 
-        let weights = blocks.iter().map(|stage| self.weight_bytes(stage)).collect::<Result<Vec<_>, _>>()?;
+        let reports = blocks.iter().map(|stage| self.stage_report(stage, blocks.len() == 1));
+        let reports = reports.collect::<Result<Vec<_>, _>>()?;
         let rank = |rank: usize| {
             let stage = mesh.coordinate(rank, Axis::Pipefusion);
-            let passes = Passes::new(request, &guidance, &mesh, sampler.as_ref());
             let kept_bytes = self.kept_bytes(&mesh, rank, &blocks[stage], (grid, n_patches), &settings, &passes)?;
-            Ok(RankMemory { stage, blocks: blocks[stage].clone(), weight_bytes: weights[stage], kept_bytes })
+            Ok(RankMemory { stage, blocks: blocks[stage].clone(), weight_bytes: reports[stage].bytes, kept_bytes })
         };
         let memory = (0..mesh.world_size()).map(rank).collect::<Result<_, PipelineError>>()?;
-        Ok(Plan { mesh, grid, n_patches, memory })
+        let denoise = |stage: usize, patch| self.denoise_bytes(&blocks, stage, &share, patch, &passes);
+        let staged = mesh.config().pipefusion > 1;
+        let at_patches = (0..blocks.len()).map(|stage| if staged { denoise(stage, Some(0)) } else { Ok(0) });
+        let at_patches = at_patches.collect::<Result<_, PipelineError>>()?;
+        let stages = reports.into_iter().enumerate();
+        let stages = stages.map(|(stage, report)| Ok(ComponentMemory::new(report, denoise(stage, None)?)));
+        let n_texts = request.prompts.len() + if guidance.guided { request.negative_prompts.len().max(1) } else { 0 };
+        let (encoders, text) = self.encoder_memory(&settings)?;
+        Ok(Plan {
+            mesh,
+            grid,
+            n_patches,
+            memory,
+            encoders,
+            decoder: match request.output {
+                OutputType::Picture => Some(self.decoder_memory(&settings)?),
+                OutputType::Latent => None,
+            },
+            stages: stages.collect::<Result<_, PipelineError>>()?,
+            at_patches,
+            texts: n_texts as u64 * text,
+            keeps_encoders: self.components.options.keep_encoders,
+        })
     }
 
-    /// The bytes of these blocks and of all that belongs to no block.
-    fn weight_bytes(&self, stage: &Range<usize>) -> Result<u64, PipelineError> {
-        let names = self.architecture.block_names(&self.components)?;
-        let unused = self.architecture.unused();
-        let Options { variant, .. } = &self.components.options;
-        let weights = self.components.folder.weights("transformer", variant.as_deref())?;
-        let wanted = |name: &&str| {
-            let block = names.iter().position(|prefix| name.starts_with(prefix.as_str()));
-            block.is_none_or(|block| stage.contains(&block)) && !unused.iter().any(|part| name.contains(part))
+    /// What a stage would read.
+    fn stage_report(&self, blocks: &Range<usize>, alone: bool) -> Result<LoadReport, PipelineError> {
+        let blocks = if alone { ALL_BLOCKS } else { blocks.clone() };
+        let build = |dry: &Components| self.architecture.dit(dry, &Device::flex(), blocks, &mut ()).map(drop);
+        Ok(self.components.count(build)?.remove(0))
+    }
+
+    /// Every text encoder, and the bytes of what they make of a text.
+    fn encoder_memory(&self, settings: &Settings) -> Result<(Vec<ComponentMemory>, u64), PipelineError> {
+        let limit = settings.max_sequence_length;
+        // all of them are read, in their order, and none gets a text
+        let build = |dry: &Components| self.architecture.encode(dry, &Device::flex(), &[], limit, &mut ()).map(drop);
+        let (components, memory, mut text) = (&self.components, self.kernels(), 0);
+        let encoder = |report: LoadReport| {
+            let name = report.component.clone();
+            let n = || self.architecture.encoder_tokens(components, &name, limit);
+            let (n, d, activations) = match components.folder.component(&name)?.class.as_str() {
+                "T5EncoderModel" => {
+                    let (config, n) = (components.t5_config(&name)?, n()?);
+                    (n, config.d_model, activations::t5(&config, n, memory))
+                }
+                "BertModel" => {
+                    let (config, n): (BertConfig, _) = (components.config(&name)?, n()?);
+                    let widths = [config.hidden_size, config.intermediate_size];
+                    (n, config.hidden_size, activations::layers(config.num_hidden_layers, widths, n, memory))
+                }
+                _ => {
+                    let config = components.clip_config(&name)?;
+                    let n = components.clip_limit("tokenizer", &config)?;
+                    let widths = [config.hidden_size, config.intermediate_size];
+                    (n, config.hidden_size, activations::layers(config.num_hidden_layers, widths, n, memory))
+                }
+            };
+            text += n as u64 * d as u64 * memory.size;
+            Ok(ComponentMemory::new(report, activations))
         };
-        let bytes = |name: &str| weights.bytes(name).map_or(0, |bytes| bytes.len() as u64);
-        Ok(weights.names().filter(wanted).map(bytes).sum())
+        let encoders = components.count(build)?.into_iter().map(encoder).collect::<Result<_, PipelineError>>()?;
+        Ok((encoders, text))
+    }
+
+    fn decoder_memory(&self, settings: &Settings) -> Result<ComponentMemory, PipelineError> {
+        let mut activations = 0;
+        let [height, width] = settings.drawn;
+        let [_, _, rows, cols] = self.geometry.latent_dims(height, width);
+        let build = |dry: &Components| {
+            let vae = dry.vae(&Device::flex(), &mut ())?;
+            let tiles = vae.tiles(vae.tiling([rows, cols]), [rows, cols]);
+            let tile = tiles.as_ref().map_or([rows, cols], Tiles::largest);
+            // rows of tiles, and the picture that is put together of them
+            let pieces = if tiles.is_some() { 3 } else { 2 } * 3 * (height * width) as u64 * self.kernels().size;
+            activations = pieces + activations::decoder(&dry.vae_config()?, tile, self.kernels());
+            Ok(())
+        };
+        let report = self.components.count(build)?.remove(0);
+        Ok(ComponentMemory::new(report, activations))
+    }
+
+    fn kernels(&self) -> Memory {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        Memory { size: DType::from(self.components.options.dtype).size() as u64, threads }
+    }
+
+    /// What a rank of a stage has in memory beside weights and kept keys and values, in a pass over a patch or the whole
+    /// picture.
+    fn denoise_bytes(
+        &self,
+        blocks: &[Range<usize>],
+        stage: usize,
+        share: &Share,
+        patch: Option<usize>,
+        passes: &Passes<'_>,
+    ) -> Result<u64, PipelineError> {
+        let (config, spec, memory) = (*self.mesh.config(), &self.spec, self.kernels());
+        let (n_img, n_txt) = (share.shares.n_img(patch, 0), share.shares.txt(0).len());
+        let pass = BlockPass {
+            memory,
+            n_txt,
+            n_img,
+            in_ring: config.ring > 1,
+            kept: (config.pipefusion > 1).then(|| n_txt + share.shares.n_img(None, 0)),
+            blocks: blocks[stage].clone(),
+        };
+        let Activations { widest, position } = self.architecture.activations(&self.components, &pass)?;
+        let n_passes = blocks[stage].clone().map(|block| passes.of(block)).max().unwrap_or(1) as u64;
+        let d = spec.d_model() as u64;
+        let stream = (n_txt + n_img) as u64 * d * memory.size;
+        let txt = if spec.joint && stage > 0 { 0 } else { share.n_txt as u64 * d * memory.size };
+        let all = (share.grid.n_tokens() + if spec.joint { share.n_txt } else { 0 }) as u64;
+        // of all tokens, and those of the rank's patches picked out of them
+        let positions = position * (all + if share.shares.n_patches() > 1 { (n_txt + n_img) as u64 } else { 0 });
+        // noise of the whole picture; this rank's latents, the model's input and the prediction
+        let latents = 4 * spec.channels as u64 * (share.grid.n_tokens() + 3 * n_img) as u64;
+        Ok(widest + (n_passes - 1) * stream + passes.n_texts as u64 * (txt + positions) + latents)
     }
 
     /// Of every block `2 tokens heads head_dim` numbers for each pass: this rank's share of the text's and image's tokens,
@@ -105,6 +317,8 @@ impl Pipeline {
 /// A rank's passes through the blocks at each step.
 struct Passes<'a> {
     n_prompts: usize,
+    /// Prompts that the picture has.
+    n_texts: usize,
     /// One more, but for these blocks.
     without: Option<&'a [usize]>,
 }
@@ -116,11 +330,28 @@ impl<'a> Passes<'a> {
         let skip = skip.filter(|skip| (0..n_steps).any(|step| skip.at(step, n_steps)));
         Self {
             n_prompts: if guidance.guided && mesh.config().cfg == 1 { 2 } else { 1 },
+            n_texts: if guidance.guided { 2 } else { 1 },
             without: skip.map(|skip| skip.blocks.as_slice()),
         }
     }
 
     fn of(&self, block: usize) -> usize {
         self.n_prompts + usize::from(self.without.is_some_and(|without| !without.contains(&block)))
+    }
+}
+
+/// What the ranks share of a picture.
+struct Share {
+    grid: TokenGrid,
+    n_txt: usize,
+    shares: Shares,
+}
+
+impl Share {
+    fn new(pipeline: &Pipeline, grid: TokenGrid, n_patches: usize, n_txt: usize) -> Self {
+        let config = pipeline.mesh.config();
+        let shared = if pipeline.spec.joint { n_txt } else { 0 };
+        let layout = TokenLayout::new(grid, n_patches);
+        Self { grid, n_txt, shares: Shares::new(&layout, shared, config.ulysses * config.ring, config.ulysses) }
     }
 }

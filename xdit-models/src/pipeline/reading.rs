@@ -127,10 +127,8 @@ impl Reader<'_> {
     /// The decoders of the ranks that decode.
     pub fn vaes(&self, held: &mut Held, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         let mesh = self.mesh;
-        let speaks =
-            |rank: usize| Axis::ALL.iter().all(|axis| *axis == Axis::Data || mesh.coordinate(rank, *axis) == 0);
         let has = |slot, _| held.vaes.iter().any(|(at, _)| *at == slot);
-        let wanted = self.wanted(|rank| speaks(rank).then_some(0), has);
+        let wanted = self.wanted(|rank| mesh.speaks(rank).then_some(0), has);
         let read = self.read(wanted, observer, |components, device, _, observer| {
             Ok(Weights::Vae(components.vae(device, observer)?))
         })?;

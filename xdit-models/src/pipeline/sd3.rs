@@ -10,6 +10,7 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
 use crate::dit::sd3::{Sd3, Sd3Config};
+use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::Architecture;
 use crate::pipeline::components::{Components, each};
 use crate::pipeline::error::PipelineError;
@@ -134,6 +135,10 @@ impl Architecture for Sd3Pipeline {
         let config: Sd3Config = components.config("transformer")?;
         let cost = |i: usize| if config.dual_attention_layers.contains(&i) { 16.0 / 12.0 } else { 1.0 };
         Ok((0..config.num_layers).map(cost).collect())
+    }
+
+    fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {
+        Ok(activations::sd3(&components.config("transformer")?, pass))
     }
 
     fn dit(

@@ -58,16 +58,21 @@ pub trait Vae: Send + Sync {
         if progress(1, 1).is_break() { Err(Cancelled) } else { Ok(picture) }
     }
 
-    /// [`unscale`](Self::unscale) and [`decode`](Self::decode) for an observer. Pictures of more than four million
-    /// pixels are decoded in tiles.
+    /// Whether latents of this height and width are decoded in tiles: pictures of more than four million pixels are.
+    fn tiling(&self, [height, width]: [usize; 2]) -> Tiling {
+        let factors = self.factors();
+        let is_large = height * factors.height * width * factors.width > 2048 * 2048;
+        if is_large { Tiling::On } else { Tiling::Off }
+    }
+
+    /// [`unscale`](Self::unscale) and [`decode`](Self::decode) for an observer, in tiles or not as
+    /// [`tiling`](Self::tiling) says.
     ///
     /// # Errors
     /// The observer breaks.
     fn decode_observed(&self, latents: Tensor<4>, observer: &mut dyn Observer) -> Result<Tensor<4>, Cancelled> {
         let [_, _, height, width] = latents.dims();
-        let factors = self.factors();
-        let is_large = height * factors.height * width * factors.width > 2048 * 2048;
-        let tiling = if is_large { Tiling::On } else { Tiling::Off };
+        let tiling = self.tiling([height, width]);
         let n_tiles = self.tiles(tiling, [height, width]).map_or(1, |tiles| tiles.count());
         observer.begin(Phase::Decode, "vae", n_tiles as u64);
         let mut progress = |done, _| observer.advance(Phase::Decode, done as u64);

@@ -64,6 +64,11 @@ impl Tiles {
         Some(Self { rows: cut(height), cols: cut(width), blend, keep: size - blend })
     }
 
+    /// Height and width of the largest tile, in latent pixels.
+    pub fn largest(&self) -> [usize; 2] {
+        [&self.rows, &self.cols].map(|cuts| cuts.iter().map(Range::len).max().unwrap_or(0))
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.rows.len() * self.cols.len()
