@@ -2,7 +2,7 @@
 //!
 //! Start at [`pipeline::Pipeline`]. A model is one file that can be read beside upstream's: the transformers in [`dit`],
 //! the encoders in [`text`], the decoders in [`vae`]. What differs between pipelines is a
-//! [`pipeline::architecture::Architecture`], one file each ([`pipeline::flux`]).
+//! `pipeline::architecture::Architecture`, one file each ([`pipeline::flux`]).
 //!
 //! ```
 //! use burn::tensor::FloatDType;

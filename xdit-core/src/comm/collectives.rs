@@ -48,7 +48,7 @@ impl Sent {
 
 impl dyn Communicator + '_ {
     /// Cuts `x` along the first dimension into one part per rank, and puts together along the second what every rank sent
-    /// here. Who wants the parts as they come, or has more to cut and join, calls [`trade`](Self::trade).
+    /// here. Who wants the parts as they come, or has more to cut and join, calls `trade`.
     ///
     /// - `split_sizes`: of the first dimension, how much goes to each rank
     /// - `concat_sizes`: of the second, how much comes from each rank

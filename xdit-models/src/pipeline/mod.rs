@@ -1,6 +1,6 @@
 //! Prompt to picture: pipelines, what differs between them, and what they are asked for.
 //!
-//! [`Pipeline`] holds what all pipelines share; what differs is an [`architecture::Architecture`], one file each
+//! [`Pipeline`] holds what all pipelines share; what differs is an `architecture::Architecture`, one file each
 //! ([`flux`], [`sd3`], [`pixart`], [`hunyuan_dit`]), found by its class name in [`registry`].
 
 pub mod activations;
