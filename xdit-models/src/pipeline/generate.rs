@@ -171,11 +171,12 @@ impl Pipeline {
         self.tell_other_size(request, &settings, observer);
         self.tell_unknown(request, &settings, observer);
         let n_tokens = self.geometry.grid(height, width).n_tokens();
-        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let blocks = self.blocks()?;
         let n_patches = self.n_patches(&settings, &guidance)?;
         self.launch()?;
+        // before the sampler: what a huge size would take says more than that its schedule ends
         self.check_memory(&settings, estimate::free_memory(), observer)?;
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
         let reader = Reader { workers: &self.workers, components: &self.components, mesh: self.mesh };
         reader.stages(self.architecture, blocks, &mut self.held, observer)?;
