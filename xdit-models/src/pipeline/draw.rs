@@ -100,7 +100,7 @@ impl Pictures {
                     break;
                 }
             };
-            if !worker.speaks() {
+            if !worker.speaks {
                 continue;
             }
             match self.content(latents, vae, worker, desk) {

@@ -154,7 +154,7 @@ impl Pipeline {
         let reports = reports.collect::<Result<Vec<_>, _>>()?;
         let rank = |rank: usize| {
             let stage = mesh.coordinate(rank, Axis::Pipefusion);
-            let kept_bytes = self.kept_bytes(&mesh, rank, &blocks[stage], (grid, n_patches), &settings, &passes)?;
+            let kept_bytes = self.kept_bytes(rank, &blocks[stage], &share, &passes)?;
             Ok(RankMemory { stage, blocks: blocks[stage].clone(), weight_bytes: reports[stage].bytes, kept_bytes })
         };
         let memory = (0..mesh.world_size()).map(rank).collect::<Result<_, PipelineError>>()?;
@@ -282,28 +282,20 @@ impl Pipeline {
     /// and of the heads.
     fn kept_bytes(
         &self,
-        mesh: &Mesh,
         rank: usize,
         blocks: &Range<usize>,
-        (grid, n_patches): (TokenGrid, usize),
-        settings: &Settings,
+        share: &Share,
         passes: &Passes<'_>,
     ) -> Result<u64, PipelineError> {
-        let config = mesh.config();
+        let (mesh, config, shares) = (&self.mesh, self.mesh.config(), &share.shares);
         if config.pipefusion == 1 {
             return Ok(0);
         }
-        let n_txt = match self.spec.joint {
-            true => self.architecture.n_txt_tokens(&self.components, settings.max_sequence_length)?,
-            false => 0,
-        };
-        let layout = TokenLayout::new(grid, n_patches);
-        let shares = Shares::new(&layout, n_txt, config.ulysses * config.ring, config.ulysses);
         let group = || shares.group(mesh.coordinate(rank, Axis::Ring));
         let n_img: usize = group().map(|rank| shares.n_img(None, rank)).sum();
         let n_txt: usize = group().map(|rank| shares.txt(rank).len()).sum();
         let heads = even_sizes(self.spec.n_heads, config.ulysses)[mesh.coordinate(rank, Axis::Ulysses)];
-        let dtype = burn::tensor::DType::from(self.components.options.dtype);
+        let dtype = DType::from(self.components.options.dtype);
         let row = 2 * heads * self.spec.head_dim * dtype.size();
         let mut rows = 0;
         for block in blocks.clone() {

@@ -14,6 +14,8 @@ pub struct Worker {
     pub replica: usize,
     /// Its pipeline stage.
     pub stage: usize,
+    /// Whether it decodes the replica's pictures and hands them over: all its ranks have the latents.
+    pub speaks: bool,
     /// Ranks that share the picture's tokens.
     pub sequence: Box<dyn Communicator>,
     /// Ranks that share classifier-free guidance.
@@ -42,6 +44,7 @@ impl Worker {
             },
             replica: mesh.coordinate(rank, Axis::Data),
             stage: mesh.coordinate(rank, Axis::Pipefusion),
+            speaks: mesh.speaks(rank),
             sequence: group(Axis::SEQUENCE)?,
             cfg: group(&[Axis::Cfg])?,
             stages: group(&[Axis::Pipefusion])?,
@@ -70,11 +73,6 @@ impl Worker {
             attn: &mut *self.attn,
             halt,
         }
-    }
-
-    /// Whether this one decodes the replica's pictures and hands them over: all its ranks have the latents.
-    pub fn speaks(&self) -> bool {
-        self.sequence.rank() == 0 && self.cfg.rank() == 0 && self.stages.rank() == 0
     }
 
     /// Where it computes.
