@@ -102,7 +102,7 @@ impl DeviceArg {
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device> {
-    let n = Device::enumerate(burn::tensor::DeviceType::Cuda).len();
+    let n = xdit_core::cuda::devices()?.len();
     if index >= n {
         bail!("cuda:{index} is not there; {n} CUDA devices were found");
     }

@@ -8,6 +8,7 @@
 mod args;
 mod console;
 mod device;
+mod devices;
 mod download;
 mod failure;
 mod generate;
@@ -49,6 +50,7 @@ fn run(args: &Args, out: &mut Stdout) -> Result<(), Failure> {
     match &args.command {
         Command::Generate(args) => generate::run(args, out)?,
         Command::Models(args) => models::run(args, out),
+        Command::Devices(args) => devices::run(args, out)?,
         Command::Download(args) => download::run(args, out)?,
         Command::Inspect(args) => inspect::run(args, out)?,
         Command::Plan(args) => plan::run(args, out)?,

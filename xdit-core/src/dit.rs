@@ -246,7 +246,7 @@ pub fn parted(out: Tensor<4>, n_txt: usize) -> (Option<Tensor<4>>, Tensor<4>) {
     let n = out.dims()[2];
     match n_txt {
         0 => (None, out),
-        _ => (Some(out.clone().narrow(2, 0, n_txt)), out.narrow(2, n_txt, n - n_txt)),
+        _ => (Some(ops::narrow(&out, 2, 0..n_txt)), ops::narrow(&out, 2, n_txt..n)),
     }
 }
 

@@ -21,6 +21,9 @@ pub mod folder;
 
 pub mod comm;
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 /// The example of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

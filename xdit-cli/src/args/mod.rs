@@ -28,6 +28,8 @@ pub enum Command {
     Generate(Box<Generate>),
     /// List the supported pipelines.
     Models(Models),
+    /// List the devices that this program can use, and the libraries that it found for them.
+    Devices(Devices),
     /// Fetch what a pipeline on the hub needs into the cache, and print its folder.
     Download(Download),
     /// Show what a pipeline folder holds, from the headers of its files alone.
@@ -40,6 +42,13 @@ pub enum Command {
 
 #[derive(Debug, ClapArgs)]
 pub struct Models {
+    /// One JSON record instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Devices {
     /// One JSON record instead of a table
     #[arg(long)]
     pub json: bool,

@@ -2,9 +2,12 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::tensors::{to_dtype, to_f32};
+use super::tensors::{cat, to_dtype, to_f32};
 use super::types::Attended;
-use super::{choose, cpu};
+use super::choose::choose;
+use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 
 /// `softmax(scale q k^T + bias) v`.
 ///
@@ -14,7 +17,12 @@ use super::{choose, cpu};
 ///
 /// Scores and sums are f32 in every dtype. Any `head_dim`. A row whose keys are all hidden yields zeros and `-inf`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
-    choose::on(&q).cpu(|| cpu::attention(&q, &k, &v, bias.as_ref(), scale)).portable(|| portable(q, k, v, bias, scale))
+    choose!(
+        &q,
+        cpu: cpu::attention(&q, &k, &v, bias.as_ref(), scale),
+        cuda: cuda::attention(&q, &k, &v, bias.as_ref(), scale),
+        portable: portable(q, k, v, bias, scale),
+    )
 }
 
 fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
@@ -35,7 +43,12 @@ fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, s
 /// Attention over the keys of both, from attention over either: each output weighted by its share of the sum of
 /// exponentials, in f32.
 pub fn merge_attended(a: Attended, b: Attended) -> Attended {
-    choose::on(&a.out).cpu(|| cpu::merge_attended(&a, &b)).portable(|| portable_merge(a, b))
+    choose!(
+        &a.out,
+        cpu: cpu::merge_attended(&a, &b),
+        cuda: cuda::merge_attended(&a, &b),
+        portable: portable_merge(a, b),
+    )
 }
 
 fn portable_merge(a: Attended, b: Attended) -> Attended {
@@ -50,13 +63,23 @@ fn portable_merge(a: Attended, b: Attended) -> Attended {
 /// `[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`, a view.
 pub fn split_heads(x: Tensor<3>, n_heads: usize) -> Tensor<4> {
     let [b, n, d] = x.dims();
-    x.reshape([b, n, n_heads, d / n_heads]).swap_dims(1, 2)
+    choose!(
+        &x,
+        cpu: None,
+        cuda: cuda::split_heads(&x, n_heads),
+        portable: x.reshape([b, n, n_heads, d / n_heads]).swap_dims(1, 2),
+    )
 }
 
 /// `[batch, heads, tokens, head_dim] -> [batch, tokens, heads * head_dim]`
 pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     let [b, h, n, d] = x.dims();
-    x.swap_dims(1, 2).reshape([b, n, h * d])
+    choose!(
+        &x,
+        cpu: None,
+        cuda: cuda::merge_heads(&x),
+        portable: x.swap_dims(1, 2).reshape([b, n, h * d]),
+    )
 }
 
 /// Heads of several streams one after the other along the tokens, in token-major memory.
@@ -64,7 +87,7 @@ pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
 /// - `xs`: each `[batch, heads, tokens_i, head_dim]`
 pub fn cat_tokens(xs: Vec<Tensor<4>>) -> Tensor<4> {
     let by_token = xs.into_iter().map(|x| x.swap_dims(1, 2)).collect();
-    Tensor::cat(by_token, 1).swap_dims(1, 2)
+    cat(by_token, 1).swap_dims(1, 2)
 }
 
 #[cfg(test)]

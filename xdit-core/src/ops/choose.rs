@@ -8,16 +8,30 @@ use burn_dispatch::DispatchDevice;
 enum Kernels {
     /// Those of `ops/cpu`.
     Cpu,
+    /// Those of `ops/cuda`.
+    #[cfg(feature = "cuda")]
+    Cuda,
     /// Burn's.
     Burn,
 }
 
 impl Kernels {
     fn of<const D: usize>(x: &Tensor<D>) -> Self {
-        // The device tells more than the kind of the tensor: CUDA's and wgpu's are one kind to Burn. Kernels for CUDA
-        // get an arm here (`DispatchDevice::Cube(CubeDevice::Cuda(_))`) and a method beside `Choice::cpu`.
-        if matches!(x.device().as_dispatch(), DispatchDevice::Flex(_)) { Self::Cpu } else { Self::Burn }
+        // the device tells more than the kind of the tensor: CUDA's and wgpu's are one kind to Burn
+        match x.device().as_dispatch() {
+            DispatchDevice::Flex(_) => Self::Cpu,
+            #[cfg(feature = "cuda")]
+            DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(_)) => Self::Cuda,
+            #[allow(unreachable_patterns, reason = "one is all that a program without GPUs has")]
+            _ => Self::Burn,
+        }
     }
+}
+
+/// Whether `x` is on an NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn is_cuda<const D: usize>(x: &Tensor<D>) -> bool {
+    Kernels::of(x) == Kernels::Cuda
 }
 
 /// An operation on its way from kernel to kernel until one has computed it.
@@ -30,7 +44,7 @@ pub(super) struct Choice<R> {
 /// Chooses by the device of `x`, which all operands share:
 ///
 /// ```ignore
-/// on(&x).cpu(|| cpu::silu(&x)).portable(|| activation::silu(x))
+/// choose!(&x, cpu: cpu::silu(&x), cuda: cuda::silu(&x), portable: activation::silu(x))
 /// ```
 pub(super) fn on<const D: usize, R>(x: &Tensor<D>) -> Choice<R> {
     Choice { kernels: Kernels::of(x), done: None }
@@ -41,7 +55,16 @@ impl<R> Choice<R> {
     pub(super) fn cpu(self, kernel: impl FnOnce() -> Option<R>) -> Self {
         match self.kernels {
             Kernels::Cpu => Self { done: kernel(), ..self },
-            Kernels::Burn => self,
+            _ => self,
+        }
+    }
+
+    /// The kernel for NVIDIA's GPUs; it may decline.
+    #[cfg(feature = "cuda")]
+    pub(super) fn cuda(self, kernel: impl FnOnce() -> Option<R>) -> Self {
+        match self.kernels {
+            Kernels::Cuda => Self { done: kernel(), ..self },
+            _ => self,
         }
     }
 
@@ -50,6 +73,17 @@ impl<R> Choice<R> {
         self.done.unwrap_or_else(compose)
     }
 }
+
+/// [`on`] with a kernel for each device; that for CUDA is left out where the program is built without.
+macro_rules! choose {
+    ($x:expr, cpu: $cpu:expr, cuda: $cuda:expr, portable: $portable:expr $(,)?) => {{
+        let choice = $crate::ops::choose::on($x).cpu(|| $cpu);
+        #[cfg(feature = "cuda")]
+        let choice = choice.cuda(|| $cuda);
+        choice.portable(|| $portable)
+    }};
+}
+pub(super) use choose;
 
 #[cfg(test)]
 mod tests {

@@ -2,15 +2,23 @@
 
 use burn::tensor::{DType, Device, Tensor, activation};
 
-use super::tensors::cat;
+use super::tensors::{cat, narrow};
 use super::types::Activation;
-use super::{choose, cpu};
+use super::choose::choose;
+use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use crate::checkpoint::{LoadError, Loader};
 
 impl Activation {
     /// Applies it elementwise.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        choose::on(&x).cpu(|| cpu::activation(&x, self)).portable(|| self.portable(x))
+        choose!(
+            &x,
+            cpu: cpu::activation(&x, self),
+            cuda: cuda::activation(&x, self),
+            portable: self.portable(x),
+        )
     }
 
     fn portable<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
@@ -43,8 +51,12 @@ impl Linear {
     /// - `weight`: `[out, in]`
     /// - `bias`: `[out]`
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        let weight =
-            choose::on(&weight).cpu(|| cpu::Panels::of(&weight).map(Weight::Panels)).portable(|| Weight::Rows(weight));
+        let weight = choose!(
+            &weight,
+            cpu: cpu::Panels::of(&weight).map(Weight::Panels),
+            cuda: None,
+            portable: Weight::Rows(weight),
+        );
         Self { weight, bias }
     }
 
@@ -100,6 +112,61 @@ impl Linear {
     }
 }
 
+/// Layers that take the same input: one product where the device is faster so.
+#[derive(Debug, Clone)]
+pub struct Linears(Together);
+
+#[derive(Debug, Clone)]
+enum Together {
+    Apart(Vec<Linear>),
+    /// Their rows one after the other, and how many each has.
+    Joined(Linear, Vec<usize>),
+}
+
+impl Linears {
+    /// - `layers`: all with a bias, or all without
+    pub fn new(layers: Vec<Linear>) -> Self {
+        #[cfg(feature = "cuda")]
+        if let Some(joined) = Self::joined(&layers) {
+            return joined;
+        }
+        Self(Together::Apart(layers))
+    }
+
+    /// On a GPU a wide product fills it better than several narrow ones.
+    #[cfg(feature = "cuda")]
+    fn joined(layers: &[Linear]) -> Option<Self> {
+        let weight = |layer: &Linear| match &layer.weight {
+            Weight::Rows(weight) if super::choose::is_cuda(weight) => Some(weight.clone()),
+            _ => None,
+        };
+        let weights: Vec<Tensor<2>> = layers.iter().map(weight).collect::<Option<_>>()?;
+        let biases: Vec<Tensor<1>> = layers.iter().filter_map(|layer| layer.bias.clone()).collect();
+        if !biases.is_empty() && biases.len() < layers.len() {
+            return None;
+        }
+        let bias = (!biases.is_empty()).then(|| cat(biases, 0));
+        let widths = layers.iter().map(Linear::d_out).collect();
+        Some(Self(Together::Joined(Linear::new(cat(weights, 0), bias), widths)))
+    }
+
+    /// What each layer makes of `x`, `[.., in] -> [.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Vec<Tensor<D>> {
+        match &self.0 {
+            Together::Apart(layers) => layers.iter().map(|layer| layer.forward(x.clone())).collect(),
+            Together::Joined(whole, widths) => {
+                let y = whole.forward(x);
+                let mut at = 0;
+                let part = |width: &usize| {
+                    at += width;
+                    narrow(&y, D - 1, at - width..at)
+                };
+                widths.iter().map(part).collect()
+            }
+        }
+    }
+}
+
 /// `W [x_0 | x_1 | ..] + b` without building the concatenation along the features.
 ///
 /// - `xs`: each `[.., in_i]`, equal in all but the last dimension; the `in_i` add up to the layer's input features
@@ -110,8 +177,17 @@ pub fn linear_cat<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear) -> Tensor<
 fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) -> Tensor<D> {
     let weight = match &layer.weight {
         Weight::Panels(panels) => return cpu::dense(&xs, panels, layer.bias.as_ref(), act),
-        Weight::Rows(weight) => weight.clone(),
+        Weight::Rows(weight) => weight,
     };
+    choose!(
+        weight,
+        cpu: None,
+        cuda: cuda::dense(&xs, weight, layer.bias.as_ref(), act),
+        portable: portable(xs, weight.clone(), layer, act),
+    )
+}
+
+fn portable<const D: usize>(xs: Vec<Tensor<D>>, weight: Tensor<2>, layer: &Linear, act: Activation) -> Tensor<D> {
     let x = cat(xs, D - 1);
     let mut dims = x.dims();
     let (rows, d_in) = (dims[..D - 1].iter().product::<usize>(), dims[D - 1]);
@@ -126,7 +202,12 @@ fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) ->
 
 /// `value * act(gate)`, the gated feed-forward of T5.
 pub fn geglu<const D: usize>(value: Tensor<D>, gate: Tensor<D>, act: Activation) -> Tensor<D> {
-    value * act.apply(gate)
+    choose!(
+        &value,
+        cpu: None,
+        cuda: cuda::geglu(&value, &gate, act),
+        portable: value * act.apply(gate),
+    )
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ mod attention;
 mod choose;
 mod conv;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod linear;
 mod norm;
 mod rope;
@@ -24,8 +26,8 @@ mod types;
 
 pub use attention::{attention, cat_tokens, merge_attended, merge_heads, split_heads};
 pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
-pub use linear::{Linear, geglu, linear_cat};
+pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::norm_rope;
-pub use tensors::{cat, to_dtype, to_f32};
+pub use tensors::{cat, narrow, to_dtype, to_f32};
 pub use types::{Activation, Attended, Conv2d, GroupNorm, HeadNorm, LayerNorm, RopeTable};

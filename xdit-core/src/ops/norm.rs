@@ -4,7 +4,10 @@ use burn::tensor::Tensor;
 
 use super::tensors::{to_dtype, to_f32};
 use super::types::{HeadNorm, LayerNorm};
-use super::{choose, cpu};
+use super::choose::choose;
+use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use crate::checkpoint::{LoadError, Loader};
 
 impl LayerNorm {
@@ -18,7 +21,12 @@ impl LayerNorm {
 
     /// `[.., d]`, normalised over `d`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        choose::on(&x).cpu(|| cpu::layer_norm(&x, &self.weight, &self.bias, self.eps)).portable(|| self.portable(x))
+        choose!(
+            &x,
+            cpu: cpu::layer_norm(&x, &self.weight, &self.bias, self.eps),
+            cuda: cuda::layer_norm(&x, &self.weight, &self.bias, self.eps),
+            portable: self.portable(x),
+        )
     }
 
     fn portable<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -54,9 +62,12 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 /// - `x`: `[batch, tokens, d]`
 /// - `shift`, `scale`: `[batch, d]`
 pub fn modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
-    choose::on(&x)
-        .cpu(|| cpu::modulated_norm(&x, &shift, &scale, eps))
-        .portable(|| portable_modulated_norm(x, shift, scale, eps))
+    choose!(
+        &x,
+        cpu: cpu::modulated_norm(&x, &shift, &scale, eps),
+        cuda: cuda::modulated_norm(&x, &shift, &scale, eps),
+        portable: portable_modulated_norm(x, shift, scale, eps),
+    )
 }
 
 fn portable_modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
@@ -68,6 +79,15 @@ fn portable_modulated_norm(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps
 
 /// `x weight / sqrt(mean(x^2) + eps)` over the last dimension.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> Tensor<D> {
+    choose!(
+        &x,
+        cpu: None,
+        cuda: cuda::rms_norm(&x, weight, eps),
+        portable: portable_rms_norm(x, weight, eps),
+    )
+}
+
+fn portable_rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> Tensor<D> {
     let dtype = x.dtype();
     let x = to_f32(x);
     let mean = (x.clone() * x.clone()).mean_dim(D - 1);
@@ -79,7 +99,12 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64) -> T
 /// - `x`, `y`: `[batch, tokens, d]`
 /// - `gate`: `[batch, d]`
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>) -> Tensor<3> {
-    choose::on(&x).cpu(|| cpu::gated_residual(&x, &gate, &y)).portable(|| x + gate.unsqueeze_dim(1) * y)
+    choose!(
+        &x,
+        cpu: cpu::gated_residual(&x, &gate, &y),
+        cuda: cuda::gated_residual(&x, &gate, &y),
+        portable: x + gate.unsqueeze_dim(1) * y,
+    )
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::tensors::{to_dtype, to_f32};
 use super::types::{HeadNorm, RopeTable};
-use super::{choose, cpu};
+use super::choose::choose;
+use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 
 impl RopeTable {
     /// The table of tokens at `positions`, one coordinate per axis; axis `a` turns `axes_dim[a] / 2` pairs with
@@ -51,7 +54,12 @@ pub fn norm_rope(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Ten
     if rope.is_none() && matches!(norm, HeadNorm::None) {
         return x;
     }
-    choose::on(&x).cpu(|| cpu::norm_rope(&x, norm, rope)).portable(|| portable(x, norm, rope))
+    choose!(
+        &x,
+        cpu: cpu::norm_rope(&x, norm, rope),
+        cuda: cuda::norm_rope(&x, norm, rope),
+        portable: portable(x, norm, rope),
+    )
 }
 
 fn portable(x: Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Tensor<4> {

@@ -1,6 +1,12 @@
 //! Precisions, and joining tensors: what the operations here do to tensors before and after the arithmetic.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
+
+use super::choose::choose;
+#[cfg(feature = "cuda")]
+use super::cuda;
 
 /// `x` in f32, for reductions that half precision would spoil.
 pub fn to_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -16,6 +22,16 @@ pub fn to_dtype<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
 pub fn cat<const D: usize>(mut parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
     match parts.len() {
         1 => parts.remove(0),
-        _ => Tensor::cat(parts, dim),
+        _ => choose!(&parts[0], cpu: None, cuda: cuda::cat(&parts, dim), portable: Tensor::cat(parts, dim)),
     }
+}
+
+/// Part of dimension `dim`; a view where the device knows views.
+pub fn narrow<const D: usize>(x: &Tensor<D>, dim: usize, range: Range<usize>) -> Tensor<D> {
+    choose!(
+        x,
+        cpu: None,
+        cuda: cuda::narrow(x, dim, range.clone()),
+        portable: x.clone().narrow(dim, range.start, range.len()),
+    )
 }

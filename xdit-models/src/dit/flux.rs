@@ -283,7 +283,7 @@ impl SingleBlock {
         let d = config.d_model();
         Ok(Self {
             norm: Linear::load(&loader.pp("norm.linear"), d, 3 * d)?,
-            attn: QkvWeights::load(&loader.pp("attn"), OWN, [d, d], config.heads())?,
+            attn: QkvWeights::load(&loader.pp("attn"), OWN, d, config.heads())?,
             proj_mlp: Linear::load(&loader.pp("proj_mlp"), d, 4 * d)?,
             proj_out: Linear::load(&loader.pp("proj_out"), 5 * d, d)?,
         })
@@ -295,15 +295,15 @@ impl SingleBlock {
         let [_, n_img, _] = x.img.dims();
         // one sequence: the weights are the same for both streams and are read once
         let (x, rope) = match x.txt {
-            Some(txt) => (Tensor::cat(vec![txt, x.img], 1), ctx.positions.rope.clone()),
+            Some(txt) => (ops::cat(vec![txt, x.img], 1), ctx.positions.rope.clone()),
             None => (x.img, ctx.positions.img_rope()),
         };
         let y = m.norm(x.clone(), EPS);
         let attn = ctx.attn.joint(site, self.attn.forward(y.clone(), rope.as_ref()), n_txt)?;
         let mlp = self.proj_mlp.forward_act(y, Activation::GeluTanh);
         let x = clip_f16(m.add(x, linear_cat(vec![merge_heads(attn), mlp], &self.proj_out)));
-        let txt = (n_txt > 0).then(|| x.clone().narrow(1, 0, n_txt));
-        Ok(Streams::new(txt, x.narrow(1, n_txt, n_img)))
+        let txt = (n_txt > 0).then(|| ops::narrow(&x, 1, 0..n_txt));
+        Ok(Streams::new(txt, ops::narrow(&x, 1, n_txt..n_txt + n_img)))
     }
 }
 

@@ -16,7 +16,7 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
 use crate::dit::{
-    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH, continuous_norm,
+    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH, continuous_norm,
     load_patch_embed, load_proj_out, project_heads, sinusoids, spec,
 };
 use crate::error::{ModelError, few, positive};
@@ -334,7 +334,7 @@ struct Block {
     attn1: QkvWeights,
     attn1_out: Linear,
     norm2: LayerNorm,
-    attn2: QkvWeights,
+    attn2: CrossWeights,
     attn2_out: Linear,
     norm3: LayerNorm,
     ff: FeedForward,
@@ -352,10 +352,10 @@ impl Block {
             },
             norm1: norm("norm1.norm", d)?,
             norm1_linear: Linear::load(&loader.pp("norm1.linear"), d, d)?,
-            attn1: QkvWeights::load(&attn1, OWN, [d, d], heads)?,
+            attn1: QkvWeights::load(&attn1, OWN, d, heads)?,
             attn1_out: Linear::load(&attn1.pp("to_out.0"), d, d)?,
             norm2: norm("norm2", d)?,
-            attn2: QkvWeights::load(&attn2, OWN, [d, config.cross_attention_dim], heads)?,
+            attn2: CrossWeights::load(&attn2, [d, config.cross_attention_dim], heads)?,
             attn2_out: Linear::load(&attn2.pp("to_out.0"), d, d)?,
             norm3: norm("norm3", d)?,
             ff: FeedForward::load(&loader.pp("ff"), d, (d as f64 * config.mlp_ratio) as usize)?,
@@ -375,7 +375,7 @@ impl Block {
     ) -> Result<Tensor<3>, CommError> {
         let rope = ctx.positions.rope.as_ref();
         let x = match (&self.skip, skip) {
-            (Some((norm, linear)), Some(skip)) => linear.forward(norm.forward(Tensor::cat(vec![x, skip], 2))),
+            (Some((norm, linear)), Some(skip)) => linear.forward(norm.forward(ops::cat(vec![x, skip], 2))),
             _ => x,
         };
         let shift = self.norm1_linear.forward(Activation::Silu.apply(cond.temb.clone()));
@@ -385,7 +385,7 @@ impl Block {
 
         // the image's queries are turned, though the text's keys are not
         let q = self.attn2.queries(self.norm2.forward(x.clone()), rope);
-        let (k, v) = (self.attn2.keys(txt.clone(), None), self.attn2.values(txt.clone()));
+        let [k, v] = self.attn2.keys_and_values(txt.clone());
         let x = x + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, None)?);
 
         Ok(x.clone() + self.ff.forward(self.norm3.forward(x)))

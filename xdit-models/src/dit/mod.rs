@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
-    self, Activation, HeadNorm, LayerNorm, Linear, RopeTable, merge_heads, modulated_norm, norm_rope, split_heads,
+    self, Activation, HeadNorm, LayerNorm, Linear, Linears, RopeTable, merge_heads, modulated_norm, norm_rope, split_heads,
 };
 
 /// Added to variances, everywhere in these models.
@@ -105,9 +105,8 @@ pub fn modulation<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Tensor<
 
 /// `[batch, N d]` cut into `N` of `[batch, d]`.
 pub fn parts<const N: usize>(all: Tensor<2>) -> [Tensor<2>; N] {
-    let [batch, width] = all.dims();
-    let d = width / N;
-    std::array::from_fn(|i| all.clone().slice([0..batch, i * d..(i + 1) * d]))
+    let d = all.dims()[1] / N;
+    std::array::from_fn(|i| ops::narrow(&all, 1, i * d..(i + 1) * d))
 }
 
 /// Within f16's range where the stream is f16: there upstream keeps some streams from becoming infinite.
@@ -196,28 +195,24 @@ pub const OWN: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
 /// Names of its parts for a second stream.
 pub const ADDED: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
 
-/// Projections to queries, keys and values.
+/// Projections to queries, keys and values of the same tokens.
 #[derive(Debug)]
 pub struct QkvWeights {
     n_heads: usize,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Linears,
     norm_q: HeadNorm,
     norm_k: HeadNorm,
 }
 
 impl QkvWeights {
     /// - `names`: [`OWN`] or [`ADDED`]
-    /// - `dims`: width of what queries are made of, and of what keys and values are made of
-    pub fn load(attn: &Loader<'_>, names: [&str; 5], dims: [usize; 2], heads: Heads) -> Result<Self, LoadError> {
+    /// - `d`: width of what they are made of
+    pub fn load(attn: &Loader<'_>, names: [&str; 5], d: usize, heads: Heads) -> Result<Self, LoadError> {
         let [q, k, v, norm_q, norm_k] = names;
-        let inner = heads.n * heads.dim;
+        let linear = |name| Linear::load(&attn.pp(name), d, heads.n * heads.dim);
         Ok(Self {
             n_heads: heads.n,
-            q: Linear::load(&attn.pp(q), dims[0], inner)?,
-            k: Linear::load(&attn.pp(k), dims[1], inner)?,
-            v: Linear::load(&attn.pp(v), dims[1], inner)?,
+            qkv: Linears::new(vec![linear(q)?, linear(k)?, linear(v)?]),
             norm_q: heads.norm.load(&attn.pp(norm_q), heads.dim)?,
             norm_k: heads.norm.load(&attn.pp(norm_k), heads.dim)?,
         })
@@ -225,7 +220,33 @@ impl QkvWeights {
 
     /// - `x`: `[batch, tokens, d_model]`, normalised
     pub fn forward(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Qkv {
-        Qkv { q: self.queries(x.clone(), rope), k: self.keys(x.clone(), rope), v: self.values(x) }
+        let [q, k, v] = split_all(self.qkv.forward(x), self.n_heads);
+        Qkv { q: norm_rope(q, &self.norm_q, rope), k: norm_rope(k, &self.norm_k, rope), v }
+    }
+}
+
+/// Projections to queries of some tokens, and to keys and values of others.
+#[derive(Debug)]
+pub struct CrossWeights {
+    n_heads: usize,
+    q: Linear,
+    kv: Linears,
+    norm_q: HeadNorm,
+    norm_k: HeadNorm,
+}
+
+impl CrossWeights {
+    /// - `dims`: width of what queries are made of, and of what keys and values are made of
+    pub fn load(attn: &Loader<'_>, dims: [usize; 2], heads: Heads) -> Result<Self, LoadError> {
+        let [q, k, v, norm_q, norm_k] = OWN;
+        let linear = |name, d| Linear::load(&attn.pp(name), d, heads.n * heads.dim);
+        Ok(Self {
+            n_heads: heads.n,
+            q: linear(q, dims[0])?,
+            kv: Linears::new(vec![linear(k, dims[1])?, linear(v, dims[1])?]),
+            norm_q: heads.norm.load(&attn.pp(norm_q), heads.dim)?,
+            norm_k: heads.norm.load(&attn.pp(norm_k), heads.dim)?,
+        })
     }
 
     /// `[batch, heads, tokens, head_dim]`
@@ -233,15 +254,16 @@ impl QkvWeights {
         norm_rope(split_heads(self.q.forward(x), self.n_heads), &self.norm_q, rope)
     }
 
-    /// `[batch, heads, tokens, head_dim]`
-    pub fn keys(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Tensor<4> {
-        norm_rope(split_heads(self.k.forward(x), self.n_heads), &self.norm_k, rope)
+    /// Each `[batch, heads, tokens, head_dim]`
+    pub fn keys_and_values(&self, x: Tensor<3>) -> [Tensor<4>; 2] {
+        let [k, v] = split_all(self.kv.forward(x), self.n_heads);
+        [norm_rope(k, &self.norm_k, None), v]
     }
+}
 
-    /// `[batch, heads, tokens, head_dim]`
-    pub fn values(&self, x: Tensor<3>) -> Tensor<4> {
-        split_heads(self.v.forward(x), self.n_heads)
-    }
+fn split_all<const N: usize>(xs: Vec<Tensor<3>>, n_heads: usize) -> [Tensor<4>; N] {
+    let heads: Vec<_> = xs.into_iter().map(|x| split_heads(x, n_heads)).collect();
+    heads.try_into().expect("as many as there are layers")
 }
 
 /// An attention's output layer: heads to the stream's width.

@@ -15,7 +15,7 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::Modulation;
 use crate::dit::{
-    Blocks, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed, load_proj_out, parts,
+    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed, load_proj_out, parts,
     project_heads, sincos_2d, spec,
 };
 use crate::error::{ModelError, few, positive};
@@ -281,7 +281,7 @@ struct Block {
     scale_shift_table: Tensor<2>,
     attn1: QkvWeights,
     attn1_out: Linear,
-    attn2: QkvWeights,
+    attn2: CrossWeights,
     attn2_out: Linear,
     ff: FeedForward,
     eps: f64,
@@ -292,9 +292,9 @@ impl Block {
         let (attn1, attn2) = (loader.pp("attn1"), loader.pp("attn2"));
         Ok(Self {
             scale_shift_table: loader.tensor("scale_shift_table", [6, d])?,
-            attn1: QkvWeights::load(&attn1, OWN, [d, d], heads)?,
+            attn1: QkvWeights::load(&attn1, OWN, d, heads)?,
             attn1_out: Linear::load(&attn1.pp("to_out.0"), d, d)?,
-            attn2: QkvWeights::load(&attn2, OWN, [d, d], heads)?,
+            attn2: CrossWeights::load(&attn2, [d, d], heads)?,
             attn2_out: Linear::load(&attn2.pp("to_out.0"), d, d)?,
             ff: FeedForward::load(&loader.pp("ff"), d, 4 * d)?,
             eps,
@@ -311,7 +311,7 @@ impl Block {
         // no norm before the text is looked at
         let q = self.attn2.queries(img.clone(), None);
         let txt = x.txt.clone().expect("the text is at hand for every patch");
-        let (k, v) = (self.attn2.keys(txt.clone(), None), self.attn2.values(txt));
+        let [k, v] = self.attn2.keys_and_values(txt);
         let img = img + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?);
 
         let y = self.ff.forward(ff.norm(img.clone(), self.eps));

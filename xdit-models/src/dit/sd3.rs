@@ -238,7 +238,7 @@ impl Block {
             txt: match i + 1 == config.num_layers {
                 true => Txt::Read(Box::new((
                     Linear::load(&loader.pp("norm1_context.linear"), d, 2 * d)?,
-                    QkvWeights::load(&attn, ADDED, [d, d], heads)?,
+                    QkvWeights::load(&attn, ADDED, d, heads)?,
                 ))),
                 false => {
                     let names = ["norm1_context", "to_add_out", "ff_context"];
@@ -247,7 +247,7 @@ impl Block {
             },
             attn2: match dual {
                 true => {
-                    Some((QkvWeights::load(&attn2, OWN, [d, d], heads)?, Linear::load(&attn2.pp("to_out.0"), d, d)?))
+                    Some((QkvWeights::load(&attn2, OWN, d, heads)?, Linear::load(&attn2.pp("to_out.0"), d, d)?))
                 }
                 false => None,
             },

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::Qkv;
-use xdit_core::ops::{Activation, Linear, RopeTable, gated_residual, modulated_norm};
+use xdit_core::ops::{Activation, Linear, RopeTable, gated_residual, modulated_norm, narrow};
 
 use crate::dit::{EPS, FeedForward, Heads, QkvWeights, project_heads};
 
@@ -24,9 +24,8 @@ impl Modulation {
 
     /// `[batch, 3 N d]` cut into `N` times shift, scale and gate.
     pub fn cut<const N: usize>(all: Tensor<2>) -> [Self; N] {
-        let [batch, width] = all.dims();
-        let d = width / (3 * N);
-        let part = |i: usize| all.clone().slice([0..batch, i * d..(i + 1) * d]);
+        let d = all.dims()[1] / (3 * N);
+        let part = |i: usize| narrow(&all, 1, i * d..(i + 1) * d);
         std::array::from_fn(|i| Self { shift: part(3 * i), scale: part(3 * i + 1), gate: part(3 * i + 2) })
     }
 
@@ -66,7 +65,7 @@ impl StreamWeights {
         let attn = loader.pp("attn");
         Ok(Self {
             norm: Linear::load(&loader.pp(norm).pp("linear"), d, 3 * n * d)?,
-            attn: QkvWeights::load(&attn, qkv, [d, d], heads)?,
+            attn: QkvWeights::load(&attn, qkv, d, heads)?,
             to_out: Linear::load(&attn.pp(out), d, d)?,
             ff: FeedForward::load(&loader.pp(ff), d, 4 * d)?,
         })

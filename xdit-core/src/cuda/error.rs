@@ -1,0 +1,77 @@
+use cudarc::cublaslt::result::CublasError;
+use cudarc::driver::DriverError;
+use cudarc::nvrtc::result::NvrtcError;
+
+/// What can go wrong beneath an operation on a GPU.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// A library is not there, or is too old.
+    #[error("{what} was not found: {advice}")]
+    Missing {
+        /// The library and what it is for.
+        what: &'static str,
+        /// What to install.
+        advice: String,
+    },
+    /// The driver refused a call.
+    #[error("CUDA: {call} failed: {error}")]
+    Driver {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        error: DriverError,
+    },
+    /// cuBLASLt refused a product.
+    #[error("cuBLASLt: a product of {m} x {k} x {n} numbers failed: {error}")]
+    Product {
+        /// Rows.
+        m: usize,
+        /// Summands.
+        k: usize,
+        /// Columns.
+        n: usize,
+        /// Its answer.
+        error: CublasError,
+    },
+    /// cuBLASLt could not be set up.
+    #[error("cuBLASLt: {call} failed: {error}")]
+    Cublas {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        error: CublasError,
+    },
+    /// NVRTC failed by itself.
+    #[error("NVRTC: {call} failed: {error:?}")]
+    Nvrtc {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        error: NvrtcError,
+    },
+    /// A kernel does not compile, or not well enough.
+    #[error("the kernels of {name} do not compile for {arch}: {log}")]
+    Compile {
+        /// The source.
+        name: &'static str,
+        /// The architecture.
+        arch: String,
+        /// What the compiler says.
+        log: String,
+    },
+}
+
+impl CudaError {
+    pub(crate) fn driver(call: &'static str) -> impl Fn(DriverError) -> Self {
+        move |error| Self::Driver { call, error }
+    }
+
+    pub(crate) fn cublas(call: &'static str) -> impl Fn(CublasError) -> Self {
+        move |error| Self::Cublas { call, error }
+    }
+
+    pub(crate) fn nvrtc(call: &'static str) -> impl Fn(NvrtcError) -> Self {
+        move |error| Self::Nvrtc { call, error }
+    }
+}

@@ -1,0 +1,20 @@
+//! CUDA beneath Burn: kernels of our own and NVIDIA's libraries on the memory and the streams of Burn's CUDA tensors.
+//!
+//! - [`libraries`]: where the driver, NVRTC, cuBLASLt and cuDNN are found
+//! - [`raw`]: the memory behind a tensor, and work in its stream's order: all that depends on Burn's inner workings
+//! - [`gpu`]: what a device's thread keeps: compiled kernels, cuBLASLt's handle
+//! - [`products`]: dense products by cuBLASLt
+//! - [`kernels`]: CUDA C++ to machine code by NVRTC, kept on disk
+//!
+//! The operations that are built on this are in `ops/cuda`.
+
+mod devices;
+mod error;
+pub mod gpu;
+pub mod kernels;
+pub mod libraries;
+pub mod products;
+pub mod raw;
+
+pub use self::devices::{DeviceInfo, devices};
+pub use self::error::CudaError;

@@ -1,0 +1,241 @@
+//! Dense products by cuBLASLt.
+#![expect(unsafe_code, reason = "calls cuBLASLt")]
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys::{
+    self, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue, cublasLtMatmulAlgo_t as Algorithm,
+    cublasLtMatmulAlgoConfigAttributes_t as Config, cublasLtMatmulDescAttributes_t as Attribute,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cudaDataType,
+};
+
+use super::CudaError;
+use super::gpu::{Gpu, SCRATCH};
+
+/// `out = act(x weight^T + bias)`, or what is added to `out`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Rows of `x` and of `out`.
+    pub m: usize,
+    /// Columns of `x` and of the weight.
+    pub k: usize,
+    /// Rows of the weight, columns of `out`.
+    pub n: usize,
+    /// From row to row of `x`, of the weight and of `out`, in numbers.
+    pub strides: [usize; 3],
+    /// Of all four.
+    pub kind: Kind,
+    /// Whether there is a bias, `[n]`.
+    pub has_bias: bool,
+    /// Whether GELU's approximation by tanh follows.
+    pub gelu: bool,
+    /// Whether to add to what is in `out`, before the GELU.
+    pub adds: bool,
+    /// What all addresses are multiples of.
+    pub alignment: u32,
+}
+
+/// Precisions; sums are f32 in all of them, and TF32 is in none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// f32
+    F32,
+    /// f16
+    F16,
+    /// bf16
+    Bf16,
+}
+
+impl Kind {
+    fn data(self) -> cudaDataType {
+        match self {
+            Self::F32 => cudaDataType::CUDA_R_32F,
+            Self::F16 => cudaDataType::CUDA_R_16F,
+            Self::Bf16 => cudaDataType::CUDA_R_16BF,
+        }
+    }
+}
+
+/// Addresses of a [`Product`]'s operands.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands {
+    /// `[m, k]`
+    pub x: u64,
+    /// `[n, k]`
+    pub weight: u64,
+    /// `[n]`; not read where there is none
+    pub bias: u64,
+    /// `[m, n]`
+    pub out: u64,
+}
+
+impl Operands {
+    /// The largest power of two up to 256 that divides all addresses.
+    pub fn alignment(&self) -> u32 {
+        let all = self.x | self.weight | self.bias | self.out | 256;
+        1 << all.trailing_zeros()
+    }
+}
+
+/// cuBLASLt's handle, and how each product is computed.
+#[derive(Debug)]
+pub struct Products {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Product, Plan>,
+}
+
+/// cuBLASLt counts by columns: its first matrix is the weight, its second one `x`, both transposed in its view.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    out: sys::cublasLtMatrixLayout_t,
+    algorithm: Algorithm,
+}
+
+impl Gpu {
+    /// Enqueues a product.
+    ///
+    /// # Safety
+    /// The operands are there, with the product's shapes, strides and alignment.
+    pub unsafe fn product(&mut self, product: &Product, operands: Operands) -> Result<(), CudaError> {
+        let scratch = self.scratch()?;
+        let stream = self.stream;
+        let products = match &mut self.products {
+            Some(products) => products,
+            none => none.insert(Products::new()?),
+        };
+        let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
+        let plan = products.plan(product).map_err(failed)?;
+        let (one, beta) = (1_f32, if product.adds { 1_f32 } else { 0.0 });
+        // SAFETY: by this function's contract; the plan's parts live as long as the process
+        unsafe {
+            if product.has_bias {
+                set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &operands.bias).map_err(failed)?;
+            }
+            lt::matmul(
+                products.handle,
+                plan.desc,
+                (&raw const one).cast(),
+                (&raw const beta).cast(),
+                operands.weight as *const c_void,
+                plan.weight,
+                operands.x as *const c_void,
+                plan.x,
+                operands.out as *const c_void,
+                plan.out,
+                operands.out as *mut c_void,
+                plan.out,
+                &raw const plan.algorithm,
+                scratch as *mut c_void,
+                SCRATCH,
+                stream.cast(),
+            )
+            .map_err(failed)
+        }
+    }
+}
+
+impl Products {
+    fn new() -> Result<Self, CudaError> {
+        let handle = lt::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
+        Ok(Self { handle, plans: HashMap::new() })
+    }
+
+    fn plan(&mut self, product: &Product) -> Result<Plan, CublasError> {
+        if let Some(plan) = self.plans.get(product) {
+            return Ok(*plan);
+        }
+        let plan = Plan::new(self.handle, product)?;
+        self.plans.insert(*product, plan);
+        Ok(plan)
+    }
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<Self, CublasError> {
+        let data = product.kind.data();
+        let layout =
+            |columns: usize, rows: usize, stride| lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64);
+        let [x_stride, weight_stride, out_stride] = product.strides;
+        let desc = lt::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
+        let epilogue = match (product.gelu, product.has_bias) {
+            (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
+            (false, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            (true, false) => Epilogue::CUBLASLT_EPILOGUE_GELU,
+            (true, true) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        let transposed = 1_i32;
+        // SAFETY: the attributes have these types
+        unsafe {
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+        }
+        let (weight, x) = (layout(product.k, product.n, weight_stride)?, layout(product.k, product.m, x_stride)?);
+        let out = layout(product.n, product.m, out_stride)?;
+        let mut plan = Self { desc, weight, x, out, algorithm: Algorithm { data: [0; 8] } };
+        plan.algorithm = plan.choose(handle, product.alignment)?;
+        Ok(plan)
+    }
+
+    /// The fastest by cuBLASLt's estimate of those that sum each result in one go, from the first summand to the last: a row
+    /// then has the same bits whatever others are computed with it, however few (invariant 6). With few rows cuBLASLt
+    /// would rather cut the sum in pieces. The first one of all where there is no such.
+    fn choose(&self, handle: sys::cublasLtHandle_t, alignment: u32) -> Result<Algorithm, CublasError> {
+        const MANY: usize = 32;
+        let preference = lt::create_matmul_pref()?;
+        let set = |which, value: *const c_void, size| {
+            // SAFETY: the attributes have these sizes
+            unsafe { lt::set_matmul_pref_attribute(preference, which, value, size) }
+        };
+        let scratch = SCRATCH;
+        set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const scratch).cast(), 8)?;
+        for which in [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            set(which, (&raw const alignment).cast(), 4)?;
+        }
+        let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(MANY);
+        let mut n = 0;
+        // SAFETY: there is room for as many as are asked for, and `n` are written
+        unsafe {
+            let at = found.as_mut_ptr();
+            let Self { desc, weight, x, out, .. } = *self;
+            let many = MANY as i32;
+            sys::cublasLtMatmulAlgoGetHeuristic(handle, desc, weight, x, out, out, preference, many, at, &mut n)
+                .result()?;
+            found.set_len(n as usize);
+            lt::destroy_matmul_pref(preference)?;
+        }
+        let whole = found.iter().find(|found| sums_in_one_go(&found.algo));
+        let not_supported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+        Ok(whole.or(found.first()).ok_or(not_supported)?.algo)
+    }
+}
+
+fn sums_in_one_go(algorithm: &Algorithm) -> bool {
+    let read = |which| -> Option<u32> {
+        let (mut value, mut written) = (0_u32, 0);
+        // SAFETY: both attributes are numbers of 32 bits
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, which, (&raw mut value).cast(), 4, &mut written)
+        };
+        status.result().ok().map(|()| value)
+    };
+    let pieces = read(Config::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+    let scheme = read(Config::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
+    pieces.is_some_and(|n| n <= 1) && scheme == Some(0)
+}
+
+/// # Safety
+/// The attribute's type is `T`.
+unsafe fn set<T>(desc: sys::cublasLtMatmulDesc_t, which: Attribute, value: &T) -> Result<(), CublasError> {
+    // SAFETY: by this function's contract
+    unsafe { lt::set_matmul_desc_attribute(desc, which, std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}

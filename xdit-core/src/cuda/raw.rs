@@ -1,0 +1,173 @@
+//! The memory behind a tensor, and work in the order of its stream.
+//!
+//! Everything that depends on the inner workings of Burn 0.22 and CubeCL 0.11 is here. Invariants:
+//!
+//! - CubeCL owns the device's memory and runs all that touches it on one thread a device. [`enqueue`] hands its work to
+//!   that thread, in the caller's order; nothing is ever enqueued from elsewhere.
+//! - A pointer is good until the work returns, no longer: CubeCL moves memory. Its pools give memory away in the order
+//!   of the stream, so what is enqueued may go on after the last owner of a tensor is gone.
+//! - Another thread's tensor was perhaps written in another stream: CubeCL makes the stream wait for it when it is told
+//!   of all tensors that are read or written, which [`enqueue`] does.
+//! - Work that fails, or was given a tensor that some failure left unwritten, marks what it was to write: reading that
+//!   reports the first failure.
+#![expect(unsafe_code, reason = "gives out raw pointers to device memory")]
+
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use burn_dispatch::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
+use cubecl::cuda::CudaRuntime;
+use cubecl::zspace::metadata::Metadata;
+use cubecl_common::device_handle::DeviceHandle;
+use cubecl_environment::backtrace::BackTrace;
+use cubecl_environment::stream::StreamId;
+use cubecl_server::runtime::Runtime;
+use cubecl_server::server::{ServerError, ServerStorage};
+use cubecl_server::stream::{ExecuteScope, WriteScoped, failed_writing};
+
+use super::CudaError;
+use super::gpu::Gpu;
+
+type CudaServer = <CudaRuntime as Runtime>::Server;
+
+/// A float tensor in a GPU's memory: what is behind one of Burn's.
+#[derive(Debug, Clone)]
+pub struct DeviceTensor(CubeTensor);
+
+impl DeviceTensor {
+    /// `None` if `x` is not on a CUDA device.
+    pub fn of<const D: usize>(x: &Tensor<D>) -> Option<Self> {
+        match x.clone().into_dispatch().kind {
+            DispatchTensorKind::Cube(BackendTensor::Float(x)) if is_cuda(&x) => Some(Self(x)),
+            _ => None,
+        }
+    }
+
+    /// The inverse of [`DeviceTensor::of`].
+    pub fn tensor<const D: usize>(self) -> Tensor<D> {
+        let kind = DispatchTensorKind::Cube(BackendTensor::Float(self.0));
+        Tensor::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+    }
+
+    /// New memory on the same device, its rows densely packed, not yet written.
+    pub fn empty(&self, dims: &[usize], dtype: DType) -> Self {
+        Self(burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
+            self.0.client.clone(),
+            self.0.device.clone(),
+            Shape::from(dims.to_vec()),
+            dtype,
+        ))
+    }
+
+    /// The same memory seen otherwise.
+    ///
+    /// - `skip`: numbers in front of the view's first one, from this tensor's first one
+    /// - `strides`: in numbers
+    ///
+    /// # Panics
+    /// A view that leaves the tensor's memory.
+    pub fn view(&self, skip: usize, dims: &[usize], strides: &[usize]) -> Self {
+        let size = self.0.dtype.size();
+        let last: usize = dims.iter().zip(strides).map(|(n, stride)| n.saturating_sub(1) * stride).sum();
+        let bytes = self.0.handle.size_in_used();
+        assert!(
+            ((skip + last + 1) * size) as u64 <= bytes,
+            "a view of {dims:?} by {strides:?} from {skip} leaves {bytes} bytes"
+        );
+        let mut handle = self.0.handle.clone();
+        if skip > 0 {
+            handle = handle.offset_start((skip * size) as u64);
+        }
+        let meta = Metadata::new(Shape::from(dims.to_vec()), strides.to_vec());
+        Self(CubeTensor::new(self.0.client.clone(), handle, meta, self.0.device.clone(), self.0.dtype))
+    }
+
+    /// The tensors one after the other along `dim`, if they lie so in memory: a view.
+    pub fn joined(parts: &[Self], dim: usize) -> Option<Self> {
+        let (first, last) = (parts.first()?, parts.last()?);
+        let memory = |x: &Self| x.0.handle.clone().binding().claim_key().0;
+        let begins = |x: &Self| x.0.handle.offset_start.unwrap_or(0);
+        let (strides, step) = (first.strides(), first.strides()[dim] * first.dtype().size());
+        let mut expected = begins(first);
+        for part in parts {
+            let same = memory(part) == memory(first) && part.strides() == strides && part.dtype() == first.dtype();
+            if !same || begins(part) != expected {
+                return None;
+            }
+            expected += (part.dims()[dim] * step) as u64;
+        }
+        let mut dims = first.dims();
+        dims[dim] = parts.iter().map(|part| part.dims()[dim]).sum();
+        let mut handle = first.0.handle.clone();
+        handle.offset_end = last.0.handle.offset_end;
+        let meta = Metadata::new(Shape::from(dims), strides);
+        Some(Self(CubeTensor::new(first.0.client.clone(), handle, meta, first.0.device.clone(), first.dtype())))
+    }
+
+    /// A copy with densely packed rows, if it is not that already.
+    pub fn contiguous(self) -> Self {
+        Self(burn_cubecl::kernel::into_contiguous(self.0))
+    }
+
+    /// Dimensions.
+    pub fn dims(&self) -> Vec<usize> {
+        self.0.meta.shape().to_vec()
+    }
+
+    /// The distance of neighbours along each dimension, in numbers.
+    pub fn strides(&self) -> Vec<usize> {
+        self.0.meta.strides().to_vec()
+    }
+
+    /// Whether its first number's address is a multiple of so many bytes, at most 256.
+    pub fn begins_at_multiple_of(&self, bytes: u64) -> bool {
+        self.0.handle.offset_start.unwrap_or(0).is_multiple_of(bytes)
+    }
+
+    /// Precision.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// Whether nobody else holds this memory, so that it may be written over.
+    pub fn is_unshared(&self) -> bool {
+        self.0.handle.can_mut()
+    }
+}
+
+fn is_cuda(x: &CubeTensor) -> bool {
+    matches!(x.device, burn_cubecl::CubeDevice::Cuda(_))
+}
+
+/// Runs `work` on the device's thread, after what wrote these tensors and before what is enqueued later.
+///
+/// `work` gets the device and the addresses of `reads` and `writes`, and enqueues on [`Gpu::stream`]; it writes all of
+/// `writes`. A tensor to be changed in place is in both. What goes wrong shows when `writes` are read.
+pub fn enqueue<const R: usize, const W: usize>(
+    reads: [&DeviceTensor; R],
+    writes: [&DeviceTensor; W],
+    work: impl FnOnce(&mut Gpu, [u64; R], [u64; W]) -> Result<(), CudaError> + Send + 'static,
+) {
+    let device = DeviceHandle::<CudaServer>::new(writes[0].0.client.service_id().device);
+    let binding = |x: &DeviceTensor| x.0.handle.clone().binding();
+    let (reads, writes) = (reads.map(binding), writes.map(binding));
+    let stream = StreamId::current();
+    device.submit(move |server: &mut CudaServer| {
+        // the resources are held until all is enqueued: what is held is not moved
+        let held: Result<Vec<_>, ServerError> =
+            reads.iter().chain(&writes).map(|binding| server.get_resource(binding.clone(), stream)).collect();
+        let held = match held {
+            Ok(held) => held,
+            Err(error) => return failed_writing(server, stream, writes.to_vec(), error),
+        };
+        let from = std::array::from_fn(|i| held[i].resource().ptr);
+        let to = std::array::from_fn(|i| held[R + i].resource().ptr);
+        ExecuteScope::over(server, stream, writes.to_vec()).execute(|server| {
+            let mut streams = server.write_streams().resolve(stream, reads.iter().chain(&writes))?;
+            let raw = streams.current().sys;
+            // SAFETY: `get_resource` has made the device's context current on this thread
+            let done = unsafe { Gpu::on_this_thread(raw, |gpu| work(gpu, from, to)) };
+            done.map_err(|error| ServerError::Generic { reason: error.to_string(), backtrace: BackTrace::capture() })
+        });
+        drop(held);
+    });
+}

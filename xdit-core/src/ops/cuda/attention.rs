@@ -1,0 +1,217 @@
+//! Attention: which kernel serves a call, and its launch.
+#![expect(unsafe_code, reason = "launches kernels and describes tensors to the driver")]
+
+use std::ffi::c_void;
+
+use burn::tensor::{DType, Tensor};
+use cudarc::driver::sys;
+
+use super::{kernel, readable};
+use crate::cuda::CudaError;
+use crate::cuda::gpu::{Gpu, Grid, args};
+use crate::cuda::kernels::{Kernel, Source, Wgmma};
+use crate::cuda::raw::{DeviceTensor, enqueue};
+use crate::ops::types::Attended;
+
+static HALF: Source = Source { name: "attention", code: include_str!("attention.cu") };
+static F32: Source = Source { name: "attention_f32", code: include_str!("attention_f32.cu") };
+
+/// Queries of a block of `attention.cu` and `attention_f32.cu`.
+const QUERIES: [usize; 2] = [64, 4];
+
+pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, bias: Option<&Tensor<4>>, scale: f64) -> Option<Attended> {
+    let [b, h, n_queries, d] = q.dims();
+    let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
+    let dtype = q.dtype();
+    if k.dtype() != dtype || v.dtype() != dtype || (dtype != DType::F32 && d > 256) || d > 512 {
+        return None;
+    }
+    let bias = match bias {
+        Some(bias) => Some(DeviceTensor::of(bias).filter(|bias| [DType::F32, dtype].contains(&bias.dtype()))?),
+        None => None,
+    };
+    let out = q.empty(&[b, n_queries, h, d], dtype).view(0, &[b, h, n_queries, d], &[n_queries * h * d, d, h * d, 1]);
+    let lse = q.empty(&[b, h, n_queries], DType::F32);
+    let call = Call { dims: [b, h, n_queries, k.dims()[2], d], dtype, scale: scale as f32 };
+    launch(call, [&q, &k, &v], bias.as_ref(), &out, &lse);
+    Some(Attended { out: out.tensor(), lse: lse.tensor() })
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    /// Batch, heads, queries, keys, channels of a head.
+    dims: [usize; 5],
+    dtype: DType,
+    scale: f32,
+}
+
+/// Strides of batch, heads and tokens as the kernels take them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Strides([i64; 3]);
+
+impl Strides {
+    fn of(x: &DeviceTensor) -> Self {
+        let strides = x.strides();
+        Self([strides[0] as i64, strides[1] as i64, strides[2] as i64])
+    }
+}
+
+fn launch(call: Call, [q, k, v]: [&DeviceTensor; 3], bias: Option<&DeviceTensor>, out: &DeviceTensor, lse: &DeviceTensor) {
+    let strides = [q, k, v, out].map(Strides::of);
+    let has_bias = bias.is_some();
+    let bias = bias.unwrap_or(q);
+    // a dimension of one is the same for all
+    let bias_strides: Vec<i64> =
+        bias.dims().iter().zip(bias.strides()).map(|(n, stride)| if *n == 1 { 0 } else { stride as i64 }).collect();
+    let bias_is_f32 = i32::from(bias.dtype() == DType::F32);
+    enqueue([q, k, v, bias], [out, lse], move |gpu, [q, k, v, bias], [out, lse]| {
+        let [b, h, n_queries, n_keys, d] = call.dims;
+        if gpu.sm == 90 && !has_bias && call.dtype != DType::F32 && hopper::serves(n_keys, d) {
+            return hopper::launch(gpu, call, strides, [q, k, v, out], lse);
+        }
+        let (kernel, queries, shared) = if call.dtype == DType::F32 {
+            (kernel(&F32, "attention", call.dtype, &format!("-DHEAD_DIM={d}")), QUERIES[1], 0)
+        } else {
+            let keys = if d > 128 { 32 } else { 64 };
+            let shared = (QUERIES[0] + 4 * keys) * (d.next_multiple_of(16) + 8) * 2;
+            (kernel(&HALF, "attention", call.dtype, &format!("-DHEAD_DIM={d} -DKEYS={keys}")), QUERIES[0], shared)
+        };
+        let blocks = [n_queries.div_ceil(queries) as u32, (b * h) as u32, 1];
+        let (n_queries, n_keys, heads, scale) = (n_queries as i32, n_keys as i32, h as i32, call.scale);
+        let bias = if has_bias { bias } else { 0 };
+        let [qs, ks, vs, os] = strides;
+        let bs = Strides([bias_strides[0], bias_strides[1], bias_strides[2]]);
+        let b_key = bias_strides[3];
+        let params =
+            args!(q, k, v, bias, out, lse, n_queries, n_keys, heads, scale, qs, ks, vs, os, bs, b_key, bias_is_f32);
+        // SAFETY: `attention`'s parameters; the tensors hold what the sizes and strides say
+        unsafe { gpu.launch(&kernel, Grid { blocks, threads: 128, shared: shared as u32 }, &params) }
+    });
+}
+
+mod hopper {
+    //! `attention_sm90.cu`
+
+    use super::*;
+
+    static SOURCE: Source = Source { name: "attention_sm90", code: include_str!("attention_sm90.cu") };
+
+    /// How the kernel is built for a head size: what was measured fastest on an H100 (docs/benchmarks).
+    #[derive(Debug, Clone, Copy)]
+    struct Build {
+        keys: usize,
+        workers: usize,
+        stages: usize,
+        early: bool,
+        lazy: bool,
+    }
+
+    impl Build {
+        fn of(d: usize) -> Self {
+            let build = |keys, workers, stages, early, lazy| Self { keys, workers, stages, early, lazy };
+            match d {
+                0..=64 => build(128, 3, 3, false, true),
+                65..=80 => build(112, 3, 3, false, false),
+                81..=96 => build(96, 3, 3, false, true),
+                97..=112 => build(160, 2, 2, false, false),
+                _ => build(192, 2, 2, true, false),
+            }
+        }
+
+        fn shared(self, d: usize) -> usize {
+            let panels = d.next_multiple_of(16).div_ceil(64);
+            let tiles = self.workers * panels * 64 * 128 + 2 * self.stages * panels * self.keys * 128;
+            // barriers, and room to begin at a multiple of 1024
+            tiles + (4 * self.stages + 2 * self.workers) * 8 + 1024
+        }
+
+        fn options(self, d: usize) -> String {
+            format!(
+                "-DHEAD_DIM={d} -DKEYS={} -DWORKERS={} -DSTAGES={} -DEARLY={} -DLAZY={}",
+                self.keys,
+                self.workers,
+                self.stages,
+                u8::from(self.early),
+                u8::from(self.lazy)
+            )
+        }
+    }
+
+    /// A few keys are not worth the set-up, and none at all are not what the kernel counts on.
+    pub fn serves(n_keys: usize, d: usize) -> bool {
+        n_keys >= 256 && (48..=128).contains(&d)
+    }
+
+    /// `CUtensorMap`s of queries, keys, values and outputs.
+    #[repr(C, align(64))]
+    struct Maps([sys::CUtensorMap; 4]);
+
+    pub fn launch(gpu: &mut Gpu, call: Call, strides: [Strides; 4], at: [u64; 4], lse: u64) -> Result<(), CudaError> {
+        let [b, h, n_queries, n_keys, d] = call.dims;
+        let build = Build::of(d);
+        let [q, k, v, out] = at;
+        let [qs, ks, vs, os] = strides;
+        let keys = build.keys;
+        let maps = Maps([
+            map(q, [b, h, n_queries, d], qs, 64, call.dtype)?,
+            map(k, [b, h, n_keys, d], ks, keys, call.dtype)?,
+            map(v, [b, h, n_keys, d], vs, keys, call.dtype)?,
+            map(out, [b, h, n_queries, d], os, 16, call.dtype)?,
+        ]);
+        let tiles = n_queries.div_ceil(64 * build.workers);
+        let items = tiles * h * b;
+        let wgmma = Wgmma { scores: keys, values: d.next_multiple_of(16), is_f16: call.dtype == DType::F16 };
+        let kernel =
+            Kernel { wgmma: Some(wgmma), ..kernel(&SOURCE, "attention", call.dtype, &build.options(d)) };
+        let grid = Grid {
+            blocks: [(items as u32).min(gpu.n_sms), 1, 1],
+            threads: 128 * (build.workers as u32 + 1),
+            shared: build.shared(d) as u32,
+        };
+        let (n_queries, n_keys, h) = (n_queries as i32, n_keys as i32, h as i32);
+        let (tiles, items, scale) = (tiles as i32, items as i32, call.scale);
+        // SAFETY: `attention`'s parameters; the maps describe the tensors
+        unsafe { gpu.launch(&kernel, grid, &args!(maps, lse, n_queries, n_keys, h, tiles, items, scale)) }
+    }
+
+    /// Describes `[batch, heads, tokens, d]` to the copy engine: boxes of 64 channels and `rows` tokens, zeros outside.
+    fn map(at: u64, [b, h, n, d]: [usize; 4], strides: Strides, rows: usize, dtype: DType) -> Result<sys::CUtensorMap, CudaError> {
+        let Strides([s_batch, s_head, s_token]) = strides;
+        let dims = [d as u64, n as u64, h as u64, b as u64];
+        // of a dimension of one any stride is right that the driver accepts
+        let bytes = |n: usize, stride: i64| if n == 1 { 16 } else { stride as u64 * 2 };
+        let strides = [bytes(n, s_token), bytes(h, s_head), bytes(b, s_batch)];
+        let (boxed, steps) = ([64, rows as u32, 1, 1], [1_u32; 4]);
+        let kind = match dtype {
+            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        // rows that end inside a line of the cache would be fetched twice
+        let promotion = match d {
+            64 | 96 | 128 => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            _ => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: four dimensions, three strides, a box of four; writes the map
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                kind,
+                4,
+                at as *mut c_void,
+                dims.as_ptr(),
+                strides.as_ptr(),
+                boxed.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                promotion,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(CudaError::driver("cuTensorMapEncodeTiled"))?;
+        Ok(map)
+    }
+}

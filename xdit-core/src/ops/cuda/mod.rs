@@ -1,0 +1,47 @@
+//! The CUDA kernels behind [`super`], and NVIDIA's products. They take tensors where they are, by their strides.
+//!
+//! Each function returns `None` when its inputs are not float tensors of a CUDA device, or of sizes that it does not
+//! serve; the caller then composes Burn operations.
+//!
+//! **Invariant**: as on the CPU, a token's row of any result in bf16 and f16 has the same bits whatever other rows are
+//! computed with it. Sums run along a row in an order that its length alone decides.
+
+mod attention;
+mod dense;
+mod rows;
+mod views;
+
+use burn::tensor::{DType, Tensor};
+
+use crate::cuda::kernels::{Kernel, Source};
+use crate::cuda::raw::DeviceTensor;
+
+pub(super) use attention::attention;
+pub(super) use dense::dense;
+pub(super) use rows::{activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm};
+pub(super) use views::{cat, merge_heads, narrow, split_heads};
+
+/// A kernel of `source`, compiled for a precision and the sizes in `defines`.
+fn kernel(source: &'static Source, name: &'static str, dtype: DType, defines: &str) -> Kernel {
+    let precision = match dtype {
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        _ => "F32",
+    };
+    Kernel { source, name, options: format!("-D{precision} {defines}"), wgmma: None }
+}
+
+/// The tensor behind `x`, if kernels can read it: a precision that they know, the last dimension densely packed, every
+/// row aligned for loads of 16 bytes. What is not aligned is copied.
+fn readable<const D: usize>(x: &Tensor<D>) -> Option<DeviceTensor> {
+    let x = DeviceTensor::of(x)?;
+    if !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return None;
+    }
+    let (dims, strides) = (x.dims(), x.strides());
+    if !dims[D - 1].is_multiple_of(8) || dims.contains(&0) {
+        return None;
+    }
+    let rows_aligned = (0..D - 1).all(|i| dims[i] == 1 || strides[i].is_multiple_of(8));
+    if strides[D - 1] == 1 && rows_aligned && x.begins_at_multiple_of(16) { Some(x) } else { Some(x.contiguous()) }
+}

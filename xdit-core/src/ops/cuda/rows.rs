@@ -1,0 +1,246 @@
+//! Norms, turns, gates and activations: launches of `rows.cu`.
+#![expect(unsafe_code, reason = "launches kernels")]
+
+use burn::tensor::{DType, Tensor};
+
+use super::{kernel, readable};
+use crate::cuda::gpu::{Grid, args};
+use crate::cuda::kernels::{Kernel, Source};
+use crate::cuda::raw::{DeviceTensor, enqueue};
+use crate::ops::types::{Activation, Attended, HeadNorm, RopeTable};
+
+static SOURCE: Source = Source { name: "rows", code: include_str!("rows.cu") };
+
+/// Vectors of 8 numbers that a thread of the norms' blocks holds at most.
+const MAX_VECTORS: usize = 4;
+
+fn rows_kernel(name: &'static str, dtype: DType, vectors: usize, group: usize) -> Kernel {
+    kernel(&SOURCE, name, dtype, &format!("-DVECTORS={vectors} -DGROUP={group}"))
+}
+
+fn blocks(n: usize, of: usize) -> [u32; 3] {
+    [n.div_ceil(of) as u32, 1, 1]
+}
+
+/// What a norm does after it has normalised.
+struct Affine<'a> {
+    scale: Option<&'a DeviceTensor>,
+    shift: Option<&'a DeviceTensor>,
+    /// What is added to the scale.
+    one: f32,
+    rms: bool,
+}
+
+/// The stride from one batch entry's vector to the next, 0 where all have the same.
+fn batch_stride(x: &DeviceTensor) -> i64 {
+    let (dims, strides) = (x.dims(), x.strides());
+    if dims.len() == 1 || dims[0] == 1 { 0 } else { strides[0] as i64 }
+}
+
+/// - `x`: `[batch, tokens, d]`
+fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor> {
+    let (dims, strides) = (x.dims(), x.strides());
+    let [b, n, d] = dims[..] else { return None };
+    let vectors = (d / 8).div_ceil(1024);
+    if vectors > MAX_VECTORS || [affine.scale, affine.shift].iter().flatten().any(|v| v.dtype() != x.dtype()) {
+        return None;
+    }
+    let out = x.empty(&dims, x.dtype());
+    let kernel = rows_kernel("row_norm", x.dtype(), vectors, 8);
+    let grid = Grid {
+        blocks: [(b * n) as u32, 1, 1],
+        threads: (d / 8).div_ceil(vectors).next_multiple_of(32) as u32,
+        shared: 0,
+    };
+    let has = [affine.scale.is_some(), affine.shift.is_some()];
+    let strides = [strides[0], strides[1]].map(|s| s as i64);
+    let vector_strides = [affine.scale, affine.shift].map(|v| v.map_or(0, batch_stride));
+    let (one, eps, rms) = (affine.one, eps as f32, i32::from(affine.rms));
+    let (scale, shift) = (affine.scale.unwrap_or(x), affine.shift.unwrap_or(x));
+    enqueue([x, scale, shift], [&out], move |gpu, [x, scale, shift], [y]| {
+        let (scale, shift) = (if has[0] { scale } else { 0 }, if has[1] { shift } else { 0 });
+        let (n, d) = (n as i32, d as i32);
+        let [x_batch, x_token] = strides;
+        let [scale_batch, shift_batch] = vector_strides;
+        let params = args!(x, scale, shift, y, n, d, x_batch, x_token, scale_batch, shift_batch, one, eps, rms);
+        // SAFETY: `row_norm`'s parameters; the tensors hold what the sizes say
+        unsafe { gpu.launch(&kernel, grid, &params) }
+    });
+    Some(out)
+}
+
+/// `[.., d]` as `[1, rows, d]` or as `[batch, tokens, d]`.
+fn as_rows<const D: usize>(x: &Tensor<D>) -> Option<DeviceTensor> {
+    let x = readable(x)?;
+    let (dims, strides) = (x.dims(), x.strides());
+    let d = dims[D - 1];
+    match D {
+        3 => Some(x),
+        2 => Some(x.view(0, &[1, dims[0], d], &[0, strides[0], 1])),
+        _ => {
+            let rows = dims[..D - 1].iter().product();
+            Some(x.contiguous().view(0, &[1, rows, d], &[0, d, 1]))
+        }
+    }
+}
+
+fn back<const D: usize>(y: DeviceTensor, dims: [usize; D]) -> Tensor<D> {
+    let mut strides = [1; D];
+    for i in (0..D - 1).rev() {
+        strides[i] = strides[i + 1] * dims[i + 1];
+    }
+    y.view(0, &dims, &strides).tensor()
+}
+
+pub fn modulated_norm(x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Option<Tensor<3>> {
+    let (x, shift, scale) = (readable(x)?, readable(shift)?, readable(scale)?);
+    let affine = Affine { scale: Some(&scale), shift: Some(&shift), one: 1.0, rms: false };
+    Some(norm(&x, &affine, eps)?.tensor())
+}
+
+pub fn layer_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
+    let (rows, weight, bias) = (as_rows(x)?, readable(weight)?, readable(bias)?);
+    let affine = Affine { scale: Some(&weight), shift: Some(&bias), one: 0.0, rms: false };
+    Some(back(norm(&rows, &affine, eps)?, x.dims()))
+}
+
+pub fn rms_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
+    let (rows, weight) = (as_rows(x)?, readable(weight)?);
+    let affine = Affine { scale: Some(&weight), shift: None, one: 0.0, rms: true };
+    Some(back(norm(&rows, &affine, eps)?, x.dims()))
+}
+
+pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Option<Tensor<4>> {
+    let [b, h, n, d] = x.dims();
+    if d > 256 {
+        return None;
+    }
+    let x = readable(x)?;
+    let (weight, bias, eps, kind) = match norm {
+        HeadNorm::None => (None, None, 0.0, 0),
+        HeadNorm::Rms { weight, eps } => (Some(readable(weight)?), None, *eps, 1),
+        HeadNorm::Layer(norm) => (Some(readable(&norm.weight)?), Some(readable(&norm.bias)?), norm.eps, 2),
+    };
+    if [&weight, &bias].into_iter().flatten().any(|w| w.dtype() != x.dtype()) {
+        return None;
+    }
+    let table = |t: &Tensor<2>| DeviceTensor::of(t).filter(|t| t.dtype() == DType::F32).map(DeviceTensor::contiguous);
+    let rope = match rope {
+        Some(rope) => Some((table(&rope.cos)?, table(&rope.sin)?)),
+        None => None,
+    };
+    let out = x.empty(&[b, n, h, d], x.dtype());
+    let group = (d / 8).next_power_of_two();
+    let kernel = rows_kernel("head_norm_rope", x.dtype(), 1, group);
+    let n_rows = b * n * h;
+    let grid = Grid { blocks: blocks(n_rows, 256 / group), threads: 256, shared: 0 };
+    let has = [weight.is_some(), bias.is_some(), rope.is_some()];
+    let strides = x.strides();
+    let operands = [
+        &x,
+        weight.as_ref().unwrap_or(&x),
+        bias.as_ref().unwrap_or(&x),
+        rope.as_ref().map_or(&x, |rope| &rope.0),
+        rope.as_ref().map_or(&x, |rope| &rope.1),
+    ];
+    enqueue(operands, [&out], move |gpu, [x, weight, bias, cos, sin], [y]| {
+        let or_none = |has: bool, at: u64| if has { at } else { 0 };
+        let (weight, bias) = (or_none(has[0], weight), or_none(has[1], bias));
+        let (cos, sin) = (or_none(has[2], cos), or_none(has[2], sin));
+        let (rows, heads, tokens, d, eps) = (n_rows as i64, h as i32, n as i32, d as i32, eps as f32);
+        let (x_batch, x_head, x_token) = (strides[0] as i64, strides[1] as i64, strides[2] as i64);
+        let params =
+            args!(x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, eps, kind);
+        // SAFETY: `head_norm_rope`'s parameters; the tensors hold what the sizes say
+        unsafe { gpu.launch(&kernel, grid, &params) }
+    });
+    Some(out.view(0, &[b, h, n, d], &[n * h * d, d, h * d, 1]).tensor())
+}
+
+pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<Tensor<3>> {
+    let dims = x.dims();
+    let (x, gate, y) = (readable(x)?, readable(gate)?, readable(y)?);
+    if gate.dtype() != x.dtype() || y.dtype() != x.dtype() {
+        return None;
+    }
+    let out = x.empty(&dims, x.dtype());
+    let kernel = rows_kernel("gated_residual", x.dtype(), 1, 8);
+    let [b, n, d] = dims;
+    let vectors = b * n * d / 8;
+    let grid = Grid { blocks: blocks(vectors, 256), threads: 256, shared: 0 };
+    let (xs, ys, gate_batch) = (x.strides(), y.strides(), batch_stride(&gate));
+    enqueue([&x, &gate, &y], [&out], move |gpu, [x, gate, y], [out]| {
+        let (vectors, n, d) = (vectors as i64, n as i32, d as i32);
+        let (x_batch, x_token, y_batch, y_token) = (xs[0] as i64, xs[1] as i64, ys[0] as i64, ys[1] as i64);
+        let params = args!(x, gate, y, out, vectors, n, d, x_batch, x_token, y_batch, y_token, gate_batch);
+        // SAFETY: `gated_residual`'s parameters; the tensors hold what the sizes say
+        unsafe { gpu.launch(&kernel, grid, &params) }
+    });
+    Some(out.tensor())
+}
+
+pub fn activation<const D: usize>(x: &Tensor<D>, act: Activation) -> Option<Tensor<D>> {
+    let x = DeviceTensor::of(x)?.contiguous();
+    Some(activate(&x, None, act)?.tensor())
+}
+
+pub fn geglu<const D: usize>(value: &Tensor<D>, gate: &Tensor<D>, act: Activation) -> Option<Tensor<D>> {
+    let (value, gate) = (DeviceTensor::of(value)?.contiguous(), DeviceTensor::of(gate)?.contiguous());
+    Some(activate(&gate, Some(&value), act)?.tensor())
+}
+
+/// Of densely packed tensors; in place where nobody else holds `x`.
+pub fn activate(x: &DeviceTensor, value: Option<&DeviceTensor>, act: Activation) -> Option<DeviceTensor> {
+    if !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) || value.is_some_and(|v| v.dtype() != x.dtype()) {
+        return None;
+    }
+    let dims = x.dims();
+    let n: usize = dims.iter().product();
+    let out = x.empty(&dims, x.dtype());
+    let kernel = rows_kernel("activate", x.dtype(), 1, 8);
+    let grid = Grid { blocks: blocks(n.div_ceil(8).max(1), 256), threads: 256, shared: 0 };
+    let has_value = value.is_some();
+    let which = match act {
+        Activation::Identity => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+        Activation::QuickGelu => 3,
+        Activation::Silu => 4,
+    };
+    enqueue([x, value.unwrap_or(x)], [&out], move |gpu, [x, value], [y]| {
+        let (value, n) = (if has_value { value } else { 0 }, n as i64);
+        // SAFETY: `activate`'s parameters; the tensors hold `n` numbers
+        unsafe { gpu.launch(&kernel, grid, &args!(x, value, y, n, which)) }
+    });
+    Some(out)
+}
+
+pub fn merge_attended(a: &Attended, b: &Attended) -> Option<Attended> {
+    let dims = a.out.dims();
+    let [batch, h, n, d] = dims;
+    let (a_out, b_out) = (readable(&a.out)?, readable(&b.out)?);
+    let lse = |x: &Tensor<3>| DeviceTensor::of(x).filter(|x| x.dtype() == DType::F32).map(DeviceTensor::contiguous);
+    let (a_lse, b_lse) = (lse(&a.lse)?, lse(&b.lse)?);
+    let is_f32 = [&a_out, &b_out].map(|x| x.dtype() == DType::F32);
+    // one of them is a sum already, f32; the precision of the other counts
+    let dtype = if is_f32[0] { b_out.dtype() } else { a_out.dtype() };
+    if is_f32 == [false, false] && a_out.dtype() != b_out.dtype() {
+        return None;
+    }
+    let (out, lse) = (a_out.empty(&[batch, n, h, d], DType::F32), a_out.empty(&[batch, h, n], DType::F32));
+    let kernel = rows_kernel("merge_attended", dtype, 1, 8);
+    let rows = batch * h * n;
+    let grid = Grid { blocks: blocks(rows, 8), threads: 256, shared: 0 };
+    let (sa, sb) = (a_out.strides(), b_out.strides());
+    let [sa, sb] = [sa, sb].map(|s| [s[0] as i64, s[1] as i64, s[2] as i64]);
+    enqueue([&a_out, &b_out, &a_lse, &b_lse], [&out, &lse], move |gpu, [a, b, la, lb], [out, lse]| {
+        let (rows, h, n, d) = (rows as i64, h as i32, n as i32, d as i32);
+        let ([ab, ah, ar], [bb, bh, br]) = (sa, sb);
+        let (a_f32, b_f32) = (i32::from(is_f32[0]), i32::from(is_f32[1]));
+        let params = args!(a, b, la, lb, out, lse, rows, h, n, d, ab, ah, ar, bb, bh, br, a_f32, b_f32);
+        // SAFETY: `merge_attended`'s parameters; the tensors hold what the sizes say
+        unsafe { gpu.launch(&kernel, grid, &params) }
+    });
+    let out = out.view(0, &dims, &[n * h * d, d, h * d, 1]).tensor();
+    Some(Attended { out, lse: lse.tensor() })
+}
