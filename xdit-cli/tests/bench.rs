@@ -127,7 +127,9 @@ fn mistakes_are_one_error() {
     // too much for the memory, and where it is not, for the schedule
     check(&["--random-weights", "flux-dev", "--size", "16384"], 1, &[]);
     check(&["--random-weights", "tiny-flux", "--size", "99999999999999999999"], 2, &["within 1 to 16384"]);
-    check(&["--random-weights", "tiny-flux", "--steps", "0"], 2, &["within 1 to 1000"]);
+    check(&["--random-weights", "tiny-flux", "--steps", "0"], 1, &["within 1 to 1000"]);
+    check(&["--random-weights", "tiny-flux", "--repeat", "0"], 2, &["within 1 to 1000"]);
+    check(&["--random-weights", "tiny-flux", "--warmup", "1000000000000000"], 2, &["within 0 to 1000"]);
     check(&["--random-weights", "tiny-flux", "--use-cfg-parallel", "--size", "64"], 1, &["guidance"]);
     check(&["--op", "linear"], 2, &["--shape"]);
     check(&["--op", "linear", "--shape", "1x2"], 1, &["2 numbers", "m x k x n"]);

@@ -8,7 +8,7 @@ use xdit_models::bench::published::{self, Published};
 use xdit_models::pipeline::ModelSource;
 
 use crate::args::shared::{Compute, Model, Parallel};
-use crate::args::values::whole;
+use crate::args::values::{number, whole};
 
 #[derive(Debug, ClapArgs)]
 pub struct Bench {
@@ -28,10 +28,10 @@ pub struct Bench {
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<f32>,
     /// Runs that don't count
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = whole(0, 1000))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = number::<usize>(0, 1000))]
     pub warmup: usize,
     /// Runs that do
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = whole(1, 1000))]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = number::<usize>(1, 1000))]
     pub repeat: usize,
     /// One operation instead of a model
     #[arg(long, value_enum, requires = "shape", conflicts_with_all = ["random_weights", "model"])]
