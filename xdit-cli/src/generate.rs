@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xdit_core::observer::Observer;
-use xdit_models::pipeline::{Options, OutputType, Pipeline, Request, Settings};
+use xdit_models::pipeline::{Options, OutputType, Pipeline, Request, Settings, estimate};
 
 use crate::args::{self, Generate, Seed};
 use crate::console::{Stdout, complain};
@@ -170,14 +170,7 @@ fn record(args: &Generate, request: &Request, drawn: &Drawn, files: &[Value], pr
         "ranks": args.parallel.config().world_size(),
         "memory": memory,
         "seconds": progress.seconds(),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": estimate::peak_memory(),
         "warnings": progress.warnings(),
     })
-}
-
-/// The largest resident set so far, where the system tells it.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

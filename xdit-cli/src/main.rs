@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod bench;
 mod console;
 mod device;
 mod devices;
@@ -55,6 +56,7 @@ fn run(args: &Args, out: &mut Stdout) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, out)?,
         Command::Plan(args) => plan::run(args, out)?,
         Command::Schedule(args) => schedule::run(args, out)?,
+        Command::Bench(args) => bench::run(args, out)?,
     }
     Ok(out.finish()?)
 }

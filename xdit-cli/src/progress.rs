@@ -103,6 +103,11 @@ impl Observer for Progress {
 
     fn advance(&mut self, phase: Phase, done: u64) -> ControlFlow<()> {
         if let Some(running) = &mut self.running {
+            // weights without a file have no total
+            if done > running.total {
+                running.total = done;
+                running.bar.set_length(done);
+            }
             running.bar.set_position(done);
             let tenth = done.saturating_mul(10) / running.total.max(1);
             let news = phase == Phase::Denoise && tenth > running.told;

@@ -48,6 +48,10 @@ pub fn denoise<'t>(
     let (halt, stages) = (team.halt, team.stages);
     observer.begin(Phase::Denoise, "steps", n_steps as u64);
     let mut run = Run::new(dit, team, sampler, request, n_patches, &actions)?;
+    // what all steps share has been computed
+    if observer.advance(Phase::Denoise, 0).is_break() {
+        halt.ask(Reason::Cancelled);
+    }
     for action in actions {
         // what belongs to a step is done by all ranks or by none
         if !halt.enter(action.step()) {

@@ -14,7 +14,7 @@ pub enum Phase {
     Load,
     /// Prompts to embeddings, in prompts.
     Encode,
-    /// The denoising loop, in steps.
+    /// The denoising loop, in steps. 0 of them are done once what they share has been computed.
     Denoise,
     /// Latents to a picture, in tiles.
     Decode,

@@ -7,14 +7,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use xdit_core::checkpoint::{Loader, Weights};
-use xdit_core::dit::{TextEmbeddings, TextStates, TokenGrid};
+use xdit_core::dit::TokenGrid;
 use xdit_core::engine::{Denoise, Halt, denoise};
 use xdit_core::mesh::{Mesh, ParallelConfig};
-use xdit_core::noise::TorchGenerator;
 use xdit_core::sampler::{FlowMatchEuler, FlowMatchEulerConfig};
 use xdit_core::stages::stages;
+use xdit_models::bench::text::TextSizes;
 use xdit_models::dit::flux::{Flux, FluxConfig};
 use xdit_models::pipeline::worker::Worker;
 use xdit_testing::mesh::on_ranks;
@@ -55,15 +55,9 @@ fn main() -> Result<()> {
     let whole = [read(0..n_blocks)?];
     let pipeline: Vec<_> = stages(&vec![1.0; n_blocks], 4, None)?.into_iter().map(read).collect::<Result<Vec<_>>>()?;
 
-    let random = |seed: u64, dims: [usize; 3]| -> Tensor<3> {
-        let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
-        Tensor::from_data(TensorData::new(values, dims), &device)
-    };
-    let text = TextEmbeddings {
-        txt: TextStates::all(random(1, [1, N_TXT, config.joint_attention_dim])),
-        txt_2: None,
-        pooled: Some(random(2, [1, 1, config.pooled_projection_dim]).squeeze_dim(1)),
-    };
+    let txt = [N_TXT, config.joint_attention_dim];
+    let text = TextSizes { txt, txt_2: None, pooled: Some(config.pooled_projection_dim), masked: false };
+    let text = text.random(&device, FloatDType::F32);
     let sampler = FlowMatchEuler::new(&FlowMatchEulerConfig::default(), N_STEPS, None, None)?;
     let one = ParallelConfig::default();
     let meshes = [
@@ -87,7 +81,9 @@ fn main() -> Result<()> {
                 let (dit, blocks) = &stages[worker.stage];
                 let team = worker.team(&mesh, blocks.clone(), [4, 1], &halt);
                 let request = Denoise {
-                    noise: Box::new(|| random(3, [1, GRID.n_tokens(), 64])),
+                    noise: Box::new(|| {
+                        Tensor::random([1, GRID.n_tokens(), 64], Distribution::Normal(0.0, 1.0), &device)
+                    }),
                     grid: GRID,
                     size: [512, 512],
                     text: &text,

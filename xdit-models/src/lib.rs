@@ -26,6 +26,7 @@ pub mod dit;
 pub mod text;
 pub mod vae;
 
+pub mod bench;
 pub mod builtin;
 pub mod error;
 pub mod hub;

@@ -1,5 +1,6 @@
 //! The command line. Flags follow xDiT and diffusers, with dashes or underscores.
 
+mod bench;
 mod generate;
 mod shared;
 mod values;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use self::bench::Bench;
 pub use self::generate::{Generate, OutputType};
 pub use self::shared::{Compute, Dtype, Model, Parallel, Settings, Stages};
 pub use self::values::Seed;
@@ -38,6 +40,8 @@ pub enum Command {
     Plan(Box<Plan>),
     /// Show who does what when in a pipeline of stages (PipeFusion).
     Schedule(Schedule),
+    /// Measure the denoising: seconds, operations a second, memory.
+    Bench(Box<Bench>),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 
 use super::convert::{Runs, convert, is_float};
+use super::drawn::normal;
 use super::error::shown;
 use super::weights::Stored;
 use super::{LoadError, Weights};
@@ -21,13 +22,21 @@ use super::{LoadError, Weights};
 /// be used before `finish` has returned `Ok`.
 #[derive(Clone)]
 pub struct Loader<'a> {
-    weights: &'a Weights,
+    origin: Origin<'a>,
     device: Device,
     dtype: FloatDType,
     prefix: String,
     dry: bool,
     progress: Option<&'a dyn Fn(u64)>,
     record: Rc<RefCell<Record<'a>>>,
+}
+
+/// Where tensors come from.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Files(&'a Weights),
+    /// From nowhere: a component's tensors are random numbers. The name is the component's.
+    Drawn(&'a str),
 }
 
 /// What has been asked for so far.
@@ -62,8 +71,19 @@ pub struct LoadReport {
 impl<'a> Loader<'a> {
     /// A loader at the root of `weights` that puts tensors of `dtype` on `device`.
     pub fn new(weights: &'a Weights, device: &Device, dtype: FloatDType) -> Self {
+        Self::of(Origin::Files(weights), device, dtype)
+    }
+
+    /// A loader for a model without a checkpoint: every tensor that is asked for is there and is drawn on the device, the
+    /// same for the same name; see [`finish`](Self::finish) for what it came to. For measurements: what such a model
+    /// draws means nothing.
+    pub fn drawn(component: &'a str, device: &Device, dtype: FloatDType) -> Self {
+        Self::of(Origin::Drawn(component), device, dtype)
+    }
+
+    fn of(origin: Origin<'a>, device: &Device, dtype: FloatDType) -> Self {
         Self {
-            weights,
+            origin,
             device: device.clone(),
             dtype,
             prefix: String::new(),
@@ -113,7 +133,10 @@ impl<'a> Loader<'a> {
 
     /// Whether the checkpoint has the tensor `name` here. Asking does not count as reading.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.info(&self.full_name(name)).is_some()
+        match self.origin {
+            Origin::Files(weights) => weights.info(&self.full_name(name)).is_some(),
+            Origin::Drawn(_) => true,
+        }
     }
 
     /// Reads the tensor `name` of shape `shape`. If it is missing, gives zeros and notes it for
@@ -171,25 +194,29 @@ impl<'a> Loader<'a> {
         /// Enough to see what is wrong; a wrong prefix makes all of them missing.
         const N_NAMES: usize = 8;
         let record = self.record.borrow();
+        let report = |component: &str, tensors, unused| LoadReport {
+            component: component.into(),
+            tensors,
+            bytes: record.bytes,
+            resident: record.resident,
+            largest: record.largest,
+            unused,
+        };
+        let weights = match self.origin {
+            Origin::Files(weights) => weights,
+            Origin::Drawn(component) => return Ok(report(component, record.asked.len(), Vec::new())),
+        };
         if !record.missing.is_empty() {
             return Err(LoadError::Missing {
-                component: self.weights.component().into(),
+                component: weights.component().into(),
                 names: record.missing.iter().take(N_NAMES).cloned().collect(),
                 n: record.missing.len(),
             });
         }
-        let unused = self
-            .weights
+        let unused = weights
             .names()
             .filter(|name| !record.read.contains(name) && !ignore.iter().any(|part| name.contains(part)));
-        Ok(LoadReport {
-            component: self.weights.component().into(),
-            tensors: record.read.len(),
-            bytes: record.bytes,
-            resident: record.resident,
-            largest: record.largest,
-            unused: unused.map(String::from).collect(),
-        })
+        Ok(report(weights.component(), record.read.len(), unused.map(String::from).collect()))
     }
 
     fn full_name(&self, name: impl Display) -> String {
@@ -207,19 +234,24 @@ impl<'a> Loader<'a> {
         part[dim] = range.len();
         let name = self.full_name(name);
         self.record.borrow_mut().asked.insert(name.clone(), shape.into());
-        let Some((name, stored)) = self.weights.stored(&name) else {
+        let weights = match self.origin {
+            Origin::Files(weights) => weights,
+            Origin::Drawn(_) => return Ok(self.draw(&name, part)),
+        };
+        let Some((name, stored)) = weights.stored(&name) else {
             self.record.borrow_mut().missing.insert(name);
             return Ok(self.placeholder(part));
         };
-        self.check(name, stored, &shape)?;
+        self.check(weights, name, stored, &shape)?;
 
         let place = &stored.place;
         let runs = runs(&shape, dim, range, place.dtype.bits() / 8);
-        let done = self.note(name, (runs.n * runs.len) as u64, part.iter().product());
+        self.record.borrow_mut().read.insert(name);
+        let done = self.note((runs.n * runs.len) as u64, self.resident(&part));
         if self.dry {
             return Ok(self.placeholder(part));
         }
-        let bytes = self.weights.bytes_of(stored);
+        let bytes = weights.bytes_of(stored);
         // From the first to the last byte that is needed; runs of a column cut have the others' bytes between them.
         let at = place.range.start;
         let span = match runs.n {
@@ -231,28 +263,47 @@ impl<'a> Loader<'a> {
         let data = convert(src, place.dtype, runs, self.dtype, Shape::from(part));
         bytes.done_with(span);
 
-        if let Some(progress) = self.progress {
-            progress(done);
-        }
+        self.tell(done);
         Ok(Tensor::from_data(data, (&self.device, DType::from(self.dtype))))
     }
 
-    /// Counts a tensor of so many bytes in the file and so many elements; returns the bytes of all so far.
-    fn note(&self, name: &'a str, bytes: u64, elements: usize) -> u64 {
-        let resident = (elements * DType::from(self.dtype).size()) as u64;
+    /// A tensor without a file, whose bytes count as if they had been read.
+    fn draw<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
+        let bytes = self.resident(&shape);
+        let done = self.note(bytes, bytes);
+        if self.dry {
+            return self.placeholder(shape);
+        }
+        let tensor = normal(name, shape, &self.device, self.dtype);
+        self.tell(done);
+        tensor
+    }
+
+    fn tell(&self, done: u64) {
+        if let Some(progress) = self.progress {
+            progress(done);
+        }
+    }
+
+    /// Bytes in memory of a tensor of this shape.
+    fn resident(&self, shape: &[usize]) -> u64 {
+        (shape.iter().product::<usize>() * DType::from(self.dtype).size()) as u64
+    }
+
+    /// Counts a tensor; returns the bytes read of all so far.
+    fn note(&self, bytes: u64, resident: u64) -> u64 {
         let mut record = self.record.borrow_mut();
-        record.read.insert(name);
         record.bytes += bytes;
         record.resident += resident;
         record.largest = record.largest.max(resident);
         record.bytes
     }
 
-    fn check(&self, name: &str, stored: &Stored, shape: &[usize]) -> Result<(), LoadError> {
+    fn check(&self, weights: &Weights, name: &str, stored: &Stored, shape: &[usize]) -> Result<(), LoadError> {
         let found = &stored.place.shape;
         if found != shape && !(found.is_empty() && shape == [1]) {
             return Err(LoadError::Shape {
-                file: self.weights.file_of(stored).into(),
+                file: weights.file_of(stored).into(),
                 tensor: shown(name),
                 expected: shape.into(),
                 found: found.clone(),
@@ -260,7 +311,7 @@ impl<'a> Loader<'a> {
         }
         if !is_float(stored.place.dtype) {
             return Err(LoadError::Dtype {
-                file: self.weights.file_of(stored).into(),
+                file: weights.file_of(stored).into(),
                 tensor: shown(name),
                 found: stored.place.dtype,
             });

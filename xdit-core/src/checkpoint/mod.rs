@@ -2,12 +2,14 @@
 //!
 //! [`Weights`] is the tensors of one component, by name, over one or several files. Opening reads headers only. A
 //! [`Loader`] walks it the way a model is built (`loader.pp("blocks").pp(3).tensor("weight", [out, in])`) and reads
-//! each tensor's bytes straight from the map into the one buffer that the tensor keeps.
+//! each tensor's bytes straight from the map into the one buffer that the tensor keeps. [`Loader::drawn`] is for
+//! measurements: it makes tensors up.
 //!
 //! Nothing here trusts a file: every number of a header is checked against the file's length before it is used, and
 //! every failure is a [`LoadError`] that names the file, the tensor and the numbers.
 
 mod convert;
+mod drawn;
 mod dtype;
 mod error;
 mod foreign;

@@ -18,7 +18,7 @@ pub enum Source {
 }
 
 /// A file that is part of the program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddedFile {
     /// Path below the root, with `/`: `"transformer/config.json"`.
     pub path: &'static str,

@@ -7,6 +7,8 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
+use crate::bench::text::TextSizes;
+use crate::bench::work::Work;
 use crate::error::ModelError;
 use crate::pipeline::activations::{Activations, BlockPass};
 use crate::pipeline::binning::Binning;
@@ -151,6 +153,20 @@ pub trait Architecture: Sync {
     fn n_txt_tokens(&self, _components: &Components, max_sequence_length: usize) -> Result<usize, PipelineError> {
         Ok(max_sequence_length)
     }
+
+    /// What the transformer is told of a prompt.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError>;
+
+    /// The work of a pass with one prompt through all blocks; see [`crate::bench::work`].
+    ///
+    /// - `img`, `txt`: numbers of tokens
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    fn work(&self, components: &Components, img: usize, txt: usize) -> Result<Work, PipelineError>;
 
     /// Tokens that a text encoder of T5's or BERT's kind is shown.
     ///

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
-use xdit_core::checkpoint::{LoadReport, Loader};
+use xdit_core::checkpoint::{LoadReport, Loader, Weights};
 use xdit_core::dit::{Dit, TextStates};
 use xdit_core::folder::PipelineFolder;
 use xdit_core::observer::{Observer, Phase};
@@ -35,6 +35,8 @@ pub struct Components {
     pub folder: PipelineFolder,
     /// Precision and variant.
     pub options: Options,
+    /// Whether there are no checkpoints: see [`Loader::drawn`].
+    drawn: bool,
     /// What each component came to, where weights are only counted: see [`Loader::dry`].
     counted: Option<Mutex<Vec<LoadReport>>>,
     /// Encoders that are to stay, by component.
@@ -44,7 +46,12 @@ pub struct Components {
 impl Components {
     /// Nothing is read.
     pub fn new(folder: PipelineFolder, options: Options) -> Self {
-        Self { folder, options, counted: None, kept: Mutex::default() }
+        Self { folder, options, drawn: false, counted: None, kept: Mutex::default() }
+    }
+
+    /// Without checkpoints: weights are random numbers.
+    pub fn drawn(self) -> Self {
+        Self { drawn: true, ..self }
     }
 
     /// What the models that `build` makes would hold. They have no weights and must not be used.
@@ -56,7 +63,8 @@ impl Components {
         build: impl FnOnce(&Self) -> Result<(), PipelineError>,
     ) -> Result<Vec<LoadReport>, PipelineError> {
         let counted = Mutex::default();
-        let dry = Self { counted: Some(counted), ..Self::new(self.folder.clone(), self.options.clone()) };
+        let new = Self::new(self.folder.clone(), self.options.clone());
+        let dry = Self { counted: Some(counted), drawn: self.drawn, ..new };
         build(&dry)?;
         Ok(dry.counted.and_then(|counted| counted.into_inner().ok()).unwrap_or_default())
     }
@@ -124,12 +132,16 @@ impl Components {
         Ok(config)
     }
 
-    /// Tokens that CLIP is shown: `model_max_length` of the tokenizer, else as many as the encoder takes.
+    /// Tokens that CLIP is shown: `model_max_length` of the tokenizer, else as many as the encoder takes. Only a folder for
+    /// measurements is without a tokenizer.
     ///
     /// # Errors
     /// More than the encoder takes.
     pub fn clip_limit(&self, tokenizer: &str, config: &ClipTextConfig) -> Result<usize, PipelineError> {
         let most = config.max_position_embeddings;
+        if self.drawn {
+            return Ok(most);
+        }
         match Tokenizer::open(&self.folder, tokenizer)?.model_max_length()? {
             Some(n) if n > most => Err(PipelineError::Disagree {
                 made_by: "model_max_length of the tokenizer",
@@ -278,8 +290,11 @@ impl Components {
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
     ) -> Result<(T, u64), PipelineError> {
-        let weights = self.folder.weights(component, self.options.variant.as_deref())?;
-        observer.begin(Phase::Load, component, weights.n_bytes());
+        let weights = match self.drawn {
+            true => None,
+            false => Some(self.folder.weights(component, self.options.variant.as_deref())?),
+        };
+        observer.begin(Phase::Load, component, weights.as_ref().map_or(0, Weights::n_bytes));
         let (built, report) = {
             let cancelled = Cell::new(false);
             let watcher = RefCell::new(&mut *observer);
@@ -288,7 +303,11 @@ impl Components {
                     cancelled.set(true);
                 }
             };
-            let loader = Loader::new(&weights, device, self.options.dtype).with_progress(&progress);
+            let loader = match &weights {
+                Some(weights) => Loader::new(weights, device, self.options.dtype),
+                None => Loader::drawn(component, device, self.options.dtype),
+            };
+            let loader = loader.with_progress(&progress);
             let loader = if self.counted.is_some() { loader.dry() } else { loader };
             let built = build(&loader)?;
             let report = loader.finish(ignore)?;

@@ -116,7 +116,7 @@ impl Pictures {
         outcome
     }
 
-    fn request<'a>(
+    pub fn request<'a>(
         &'a self,
         text: &'a TextEmbeddings,
         negative: Option<&'a TextEmbeddings>,
@@ -145,7 +145,7 @@ impl Pictures {
         }
     }
 
-    fn denoise(
+    pub fn denoise(
         &self,
         worker: &mut Worker,
         stage: &Stage,

@@ -105,6 +105,14 @@ pub enum PipelineError {
         /// Of a step, estimated.
         time: String,
     },
+    /// A transformer that there is no memory for.
+    #[error("the transformer's weights are {} GiB and {} are free", gib(*needed), gib(*free))]
+    WeightMemory {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
     /// The observer asked for it.
     #[error("cancelled during {0}")]
     Cancelled(Phase),

@@ -41,9 +41,20 @@ pub fn free_memory() -> Option<u64> {
     machine.into_iter().chain(container).min()
 }
 
+/// The most memory that this process has had so far, where the system tells it.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    kib(&status, "VmHWM:")
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib(meminfo, "MemAvailable:")
+}
+
+/// The bytes of a line of `/proc`.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 

@@ -10,6 +10,8 @@ use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 use xdit_core::sampler::{Flow, Sampler};
 
+use crate::bench::text::TextSizes;
+use crate::bench::work::{self, Work};
 use crate::dit::flux::{Flux, FluxConfig};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, Guidance};
@@ -127,6 +129,20 @@ impl Architecture for FluxPipeline {
         let txt = components.encode_t5("text_encoder_2", device, &t5_ids, false, observer)?;
         let joined = txt.into_iter().zip(pooled);
         Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
+    }
+
+    fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError> {
+        let config: FluxConfig = components.config("transformer")?;
+        Ok(TextSizes {
+            txt: [max_sequence_length, config.joint_attention_dim],
+            txt_2: None,
+            pooled: Some(config.pooled_projection_dim),
+            masked: false,
+        })
+    }
+
+    fn work(&self, components: &Components, img: usize, txt: usize) -> Result<Work, PipelineError> {
+        Ok(work::flux(&components.config("transformer")?, img, txt))
     }
 
     fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {

@@ -59,9 +59,9 @@ pub struct Pipeline {
     pub(super) mesh: Mesh,
     launch: Option<Box<Launch>>,
     /// Ranks of this process whose device is the CPU.
-    on_cpu: usize,
-    workers: Workers,
-    held: Held,
+    pub(super) on_cpu: usize,
+    pub(super) workers: Workers,
+    pub(super) held: Held,
     ranks: Vec<RankMemory>,
 }
 
@@ -81,8 +81,10 @@ impl Pipeline {
     ) -> Result<Self, PipelineError> {
         let mesh = Mesh::new(options.parallel, options.parallel.world_size())?;
         let is_builtin = *source == ModelSource::Builtin;
+        let drawn = matches!(source, ModelSource::Random(_));
         let source = match source {
             ModelSource::Builtin => Source::Embedded(builtin::FILES),
+            ModelSource::Random(published) => Source::Embedded(published.files),
             ModelSource::Folder(path) => Source::Dir(path.clone()),
             ModelSource::Hub { id, revision } => {
                 let (revision, variant) = (revision.as_deref(), options.variant.as_deref());
@@ -101,15 +103,21 @@ impl Pipeline {
                 .map_err(|source| LoadError::Json { path: folder.path("xdit.json"), source })?,
             false => Defaults::default(),
         };
-        let components = Arc::new(Components::new(folder, options));
-        architecture.check(&components)?;
-        components.check_files(observer)?;
+        let components = Components::new(folder, options);
+        let components = match drawn {
+            true => components.drawn(),
+            false => {
+                architecture.check(&components)?;
+                components.check_files(observer)?;
+                components
+            }
+        };
         Ok(Self {
             geometry: architecture.geometry(&components)?,
             spec: architecture.spec(&components)?,
             binning: architecture.binning(&components)?,
             defaults: own.or(architecture.defaults(&components)?),
-            components,
+            components: Arc::new(components),
             architecture,
             is_builtin,
             launch: Some(Box::new(launch)),
@@ -204,7 +212,7 @@ impl Pipeline {
     }
 
     /// Refuses what the CPU's memory is clearly too small for, and says how long a step takes if that is long.
-    fn check_memory(
+    pub(super) fn check_memory(
         &self,
         settings: &Settings,
         free: Option<u64>,
@@ -237,7 +245,7 @@ impl Pipeline {
     }
 
     /// Starts the ranks, if that has not been done.
-    fn launch(&mut self) -> Result<(), PipelineError> {
+    pub(super) fn launch(&mut self) -> Result<(), PipelineError> {
         let Some(launch) = self.launch.take() else { return Ok(()) };
         let ranks = launch(self.mesh.world_size());
         // a launcher's ranks must be as many as the degrees need

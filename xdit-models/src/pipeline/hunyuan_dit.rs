@@ -9,6 +9,8 @@ use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
+use crate::bench::text::TextSizes;
+use crate::bench::work::{self, Work};
 use crate::dit::hunyuan_dit::{HunyuanDit, HunyuanDitConfig};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
@@ -125,6 +127,20 @@ impl Architecture for HunyuanDitPipeline {
     fn costs(&self, components: &Components) -> Result<Vec<f64>, PipelineError> {
         let n = self.spec(components)?.n_blocks;
         Ok((0..n).map(|i| if i > n / 2 { 16.0 / 14.0 } else { 1.0 }).collect())
+    }
+
+    fn text(&self, components: &Components, _max_sequence_length: usize) -> Result<TextSizes, PipelineError> {
+        let config: HunyuanDitConfig = components.config("transformer")?;
+        Ok(TextSizes {
+            txt: [config.text_len, config.cross_attention_dim],
+            txt_2: Some([config.text_len_t5, config.cross_attention_dim_t5]),
+            pooled: None,
+            masked: true,
+        })
+    }
+
+    fn work(&self, components: &Components, img: usize, txt: usize) -> Result<Work, PipelineError> {
+        Ok(work::hunyuan_dit(&components.config("transformer")?, img, txt))
     }
 
     fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {

@@ -5,6 +5,7 @@
 
 pub mod activations;
 mod architecture;
+mod bench;
 pub mod binning;
 pub mod components;
 pub mod error;
@@ -28,6 +29,7 @@ mod plan;
 mod reading;
 mod workers;
 
+pub use self::bench::{Measured, Runs, Seconds};
 pub use self::error::PipelineError;
 pub use self::generate::Pipeline;
 pub use self::memory::RankMemory;

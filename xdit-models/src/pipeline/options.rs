@@ -6,6 +6,8 @@ use burn::tensor::FloatDType;
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::stages::PipeFusion;
 
+use crate::bench::published::Published;
+
 /// Where a pipeline comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
@@ -13,6 +15,9 @@ pub enum ModelSource {
     Builtin,
     /// A diffusers pipeline folder.
     Folder(PathBuf),
+    /// A published configuration with random weights and no encoders, for [`Pipeline::bench`](crate::pipeline::Pipeline::bench)
+    /// alone.
+    Random(&'static Published),
     /// A repository of the Hugging Face hub.
     Hub {
         /// `owner/name`

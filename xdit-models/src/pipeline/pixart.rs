@@ -9,6 +9,8 @@ use burn::tensor::Device;
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings};
 use xdit_core::observer::Observer;
 
+use crate::bench::text::TextSizes;
+use crate::bench::work::{self, Work};
 use crate::dit::pixart::{PixArt, PixArtConfig};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
@@ -107,6 +109,16 @@ impl Architecture for PixArtPipeline {
         let ids = components.tokens("tokenizer", &small, max_sequence_length, vocab_size, observer)?;
         let states = components.encode_t5("text_encoder", device, &ids, true, observer)?;
         Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
+    }
+
+    fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError> {
+        let config: PixArtConfig = components.config("transformer")?;
+        let d = config.caption_channels.unwrap_or(config.d_model());
+        Ok(TextSizes { txt: [max_sequence_length, d], txt_2: None, pooled: None, masked: true })
+    }
+
+    fn work(&self, components: &Components, img: usize, txt: usize) -> Result<Work, PipelineError> {
+        Ok(work::pixart(&components.config("transformer")?, img, txt))
     }
 
     fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {

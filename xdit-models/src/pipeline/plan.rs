@@ -184,7 +184,7 @@ impl Pipeline {
     }
 
     /// What a stage would read.
-    fn stage_report(&self, blocks: &Range<usize>, alone: bool) -> Result<LoadReport, PipelineError> {
+    pub(super) fn stage_report(&self, blocks: &Range<usize>, alone: bool) -> Result<LoadReport, PipelineError> {
         let blocks = if alone { ALL_BLOCKS } else { blocks.clone() };
         let build = |dry: &Components| self.architecture.dit(dry, &Device::flex(), blocks, &mut ()).map(drop);
         Ok(self.components.count(build)?.remove(0))

@@ -9,6 +9,8 @@ use burn::tensor::{DType, Device, Tensor};
 use xdit_core::dit::{Dit, DitSpec, TextEmbeddings, TextStates};
 use xdit_core::observer::Observer;
 
+use crate::bench::text::TextSizes;
+use crate::bench::work::{self, Work};
 use crate::dit::sd3::{Sd3, Sd3Config};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::Architecture;
@@ -135,6 +137,20 @@ impl Architecture for Sd3Pipeline {
         let config: Sd3Config = components.config("transformer")?;
         let cost = |i: usize| if config.dual_attention_layers.contains(&i) { 16.0 / 12.0 } else { 1.0 };
         Ok((0..config.num_layers).map(cost).collect())
+    }
+
+    fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError> {
+        let config: Sd3Config = components.config("transformer")?;
+        Ok(TextSizes {
+            txt: [self.n_txt_tokens(components, max_sequence_length)?, config.joint_attention_dim],
+            txt_2: None,
+            pooled: Some(config.pooled_projection_dim),
+            masked: false,
+        })
+    }
+
+    fn work(&self, components: &Components, img: usize, txt: usize) -> Result<Work, PipelineError> {
+        Ok(work::sd3(&components.config("transformer")?, img, txt))
     }
 
     fn activations(&self, components: &Components, pass: &BlockPass) -> Result<Activations, PipelineError> {
