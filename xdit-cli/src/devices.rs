@@ -80,7 +80,11 @@ fn table(cuda: &Value) -> Vec<String> {
             text(&device["compute_capability"]),
             device["multiprocessors"]
         ));
-        lines.push(format!("        products: {}; attention: {}", text(&device["products"]), text(&device["attention"])));
+        lines.push(format!(
+            "        products: {}; attention: {}",
+            text(&device["products"]),
+            text(&device["attention"])
+        ));
     }
     if lines.is_empty() {
         lines.push("cuda    none: the driver sees no device".into());
@@ -94,7 +98,10 @@ fn table(cuda: &Value) -> Vec<String> {
     }
     lines.push(match cuda["libraries"]["headers"].as_str() {
         Some(headers) => format!("        headers in {headers}"),
-        None => "        headers not found: Burn's own kernels need them (CUDA_PATH, or `pip install nvidia-cuda-runtime`)".into(),
+        None => {
+            "        headers not found: Burn's own kernels need them (CUDA_PATH, or `pip install nvidia-cuda-runtime`)"
+                .into()
+        }
     });
     lines
 }

@@ -5,8 +5,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::noise::TorchGenerator;
 use xdit_core::ops::{
-    Activation, Attended, HeadNorm, LayerNorm, Linear, RopeTable, attention, gated_residual, geglu, linear_cat,
-    merge_attended, modulated_norm, norm_rope, rms_norm, to_f32,
+    Activation, Attended, HeadNorm, LayerNorm, Linear, RopeTable, attention, cat, cat_tokens, gated_residual, geglu,
+    linear_cat, merge_attended, merge_heads, modulated_norm, narrow, norm_rope, rms_norm, split_heads, to_f32,
 };
 
 /// The rounding of one result, and of what it is made of.
@@ -60,7 +60,12 @@ fn dense_layers_are_the_cpus() {
             let there = Linear::new(on_gpu(&weight, dtype), Some(on_gpu(&bias, dtype)));
             for act in [Identity, GeluTanh, Gelu, QuickGelu, Silu] {
                 let got = there.forward_act(on_gpu(&x, dtype), act);
-                assert_close(got, cpu.forward_act(x.clone(), act), tolerance(dtype), &format!("{dtype:?} {m} {k} {n} {act:?}"));
+                assert_close(
+                    got,
+                    cpu.forward_act(x.clone(), act),
+                    tolerance(dtype),
+                    &format!("{dtype:?} {m} {k} {n} {act:?}"),
+                );
             }
             // a view: every second row, from the third column block on
             let wide = random([1, 2 * m, 3 * k], 4, dtype);
@@ -149,7 +154,9 @@ fn check_attention(dims: [usize; 5], dtype: DType, bias: Option<Tensor<4>>, gain
 fn attention_is_the_cpus() {
     for dtype in DTYPES {
         for d in [16, 64, 72, 80, 88, 96, 112, 128] {
-            for (b, h, nq, nk) in [(1, 2, 129, 1), (2, 3, 200, 63), (1, 3, 70, 700), (2, 2, 1000, 777), (1, 1, 1, 300), (3, 2, 333, 1409)] {
+            for (b, h, nq, nk) in
+                [(1, 2, 129, 1), (2, 3, 200, 63), (1, 3, 70, 700), (2, 2, 1000, 777), (1, 1, 1, 300), (3, 2, 333, 1409)]
+            {
                 check_attention([b, h, nq, nk, d], dtype, None, 1.0);
             }
             check_attention([1, 2, 300, 500, d], dtype, None, 6.0);
@@ -180,11 +187,37 @@ fn parts_of_attention_merge_to_the_whole() {
     for dtype in DTYPES {
         let x = |n, seed| on_gpu(&random([2, 3, n, 64], seed, dtype), dtype);
         let (q, k, v) = (x(50, 1), x(900, 2), x(900, 3));
-        let part = |from, n| attention(q.clone(), k.clone().narrow(2, from, n), v.clone().narrow(2, from, n), None, 0.2);
+        let part =
+            |from, n| attention(q.clone(), k.clone().narrow(2, from, n), v.clone().narrow(2, from, n), None, 0.2);
         let Attended { out, lse } = merge_attended(merge_attended(part(0, 300), part(300, 100)), part(400, 500));
         let whole = attention(q.clone(), k.clone(), v.clone(), None, 0.2);
         assert_close(out, to_f32(whole.out), tolerance(dtype), "merged");
         assert_close(lse, whole.lse, 1e-5, "merged");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn parts_are_views_and_are_joined_as_on_the_cpu() {
+    for dtype in DTYPES {
+        let (a, b) = (random([2, 9, 48], 1, dtype), random([2, 7, 48], 2, dtype));
+        let there = |x: &Tensor<3>| on_gpu(x, dtype);
+        let want = Tensor::cat(vec![a.clone(), b.clone()], 1);
+        assert_close(cat(vec![there(&a), there(&b)], 1), want, 0.0, "tokens");
+        let (x, y) = (a.clone().narrow(1, 1, 4), b.clone().narrow(1, 3, 4));
+        let got = cat(vec![narrow(&there(&a), 1, 1..5), narrow(&there(&b), 1, 3..7)], 2);
+        assert_close(got, Tensor::cat(vec![x, y], 2), 0.0, "columns of views");
+        let c = there(&a);
+        let got = cat(vec![narrow(&c, 2, 8..16), narrow(&c, 2, 16..40)], 2);
+        assert_close(got, a.clone().narrow(2, 8, 32), 0.0, "neighbours");
+        let heads = split_heads(narrow(&c, 2, 16..32), 2);
+        let want = split_heads(a.clone().narrow(2, 16, 16), 2);
+        assert_close(heads.clone(), want.clone(), 0.0, "heads");
+        assert_close(merge_heads(heads.clone()), a.clone().narrow(2, 16, 16), 0.0, "merged heads");
+        let joined =
+            cat_tokens(vec![narrow(&heads, 2, 0..3), split_heads(there(&b), 6).narrow(1, 0, 2).narrow(3, 0, 8)]);
+        let want = cat_tokens(vec![want.narrow(2, 0, 3), split_heads(b.clone(), 6).narrow(1, 0, 2)]);
+        assert_close(joined, want, 0.0, "tokens of heads");
     }
 }
 
@@ -198,16 +231,31 @@ fn bits<const D: usize>(x: Tensor<D>) -> Vec<u32> {
 fn a_row_of_a_dense_layer_has_the_same_bits_beside_any_others() {
     const N: usize = 4608;
     for dtype in [DType::BF16, DType::F16] {
-        for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (1536, 6144), (6144, 1536), (1152, 4608), (4608, 1152), (1408, 5632), (5632, 1408)] {
+        for (k, n) in [
+            (3072, 9216),
+            (3072, 12288),
+            (12288, 3072),
+            (1536, 6144),
+            (6144, 1536),
+            (1152, 4608),
+            (4608, 1152),
+            (1408, 5632),
+            (5632, 1408),
+        ] {
             let dev = gpu();
-            let draw = |dims: [usize; 2]| Tensor::<2>::random(dims, burn::tensor::Distribution::Normal(0.0, 0.1), &dev).cast(dtype);
+            let draw = |dims: [usize; 2]| {
+                Tensor::<2>::random(dims, burn::tensor::Distribution::Normal(0.0, 0.1), &dev).cast(dtype)
+            };
             let layer = Linear::new(draw([n, k]), Some(draw([1, n]).squeeze_dim(0)));
             let x = draw([N, k]);
             let all = layer.forward_act(x.clone(), Activation::GeluTanh);
             for rows in [64, 128, 256, 576, 1152, 2304] {
                 for at in [0, N - rows] {
                     let some = layer.forward_act(x.clone().narrow(0, at, rows), Activation::GeluTanh);
-                    assert!(bits(all.clone().narrow(0, at, rows)) == bits(some), "{dtype:?} {k} {n}: {rows} rows at {at}");
+                    assert!(
+                        bits(all.clone().narrow(0, at, rows)) == bits(some),
+                        "{dtype:?} {k} {n}: {rows} rows at {at}"
+                    );
                 }
             }
         }
@@ -220,13 +268,18 @@ fn a_row_of_attention_has_the_same_bits_whatever_heads_and_queries_are_beside_it
     for dtype in [DType::BF16, DType::F16] {
         for d in [64, 72, 88, 128] {
             let dev = gpu();
-            let draw = || Tensor::<4>::random([1, 24, 2304, d], burn::tensor::Distribution::Normal(0.0, 1.0), &dev).cast(dtype);
+            let draw = || {
+                Tensor::<4>::random([1, 24, 2304, d], burn::tensor::Distribution::Normal(0.0, 1.0), &dev).cast(dtype)
+            };
             let (q, k, v) = (draw(), draw(), draw());
             let all = attention(q.clone(), k.clone(), v.clone(), None, 0.1);
             for (heads, from, rows) in [(12, 0, 2304), (6, 300, 64), (1, 1000, 1304), (1, 0, 2304), (24, 576, 576)] {
                 let part = |x: &Tensor<4>| x.clone().narrow(1, 24 - heads, heads);
                 let got = attention(part(&q).narrow(2, from, rows), part(&k), part(&v), None, 0.1);
-                assert!(bits(part(&all.out).narrow(2, from, rows)) == bits(got.out), "{dtype:?} {d}: {heads} heads, {rows} rows");
+                assert!(
+                    bits(part(&all.out).narrow(2, from, rows)) == bits(got.out),
+                    "{dtype:?} {d}: {heads} heads, {rows} rows"
+                );
             }
         }
     }

@@ -28,7 +28,9 @@ impl DeviceInfo {
     pub fn attention(&self) -> &'static str {
         match self.sm {
             90 => "own kernels for Hopper (TMA, wgmma), with a mask or a bias those for Ampere and later (mma.sync)",
-            80.. => "own kernels for Ampere and later (mma.sync); there are none for this architecture's own instructions",
+            80.. => {
+                "own kernels for Ampere and later (mma.sync); there are none for this architecture's own instructions"
+            }
             _ => "none: bf16 and f16 need compute capability 8.0",
         }
     }
@@ -53,7 +55,8 @@ fn device(index: i32) -> Result<DeviceInfo, CudaError> {
         value.map(|n| n as u32).map_err(CudaError::driver("cuDeviceGetAttribute"))
     };
     // SAFETY: the context is given back below
-    let context = unsafe { driver::primary_ctx::retain(device) }.map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
+    let context =
+        unsafe { driver::primary_ctx::retain(device) }.map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
     // SAFETY: a context that is held
     unsafe { driver::ctx::set_current(context) }.map_err(CudaError::driver("cuCtxSetCurrent"))?;
     let (free, memory) = driver::mem_get_info().map_err(CudaError::driver("cuMemGetInfo"))?;

@@ -118,8 +118,8 @@ impl Gpu {
         let module = self.module(kernel)?;
         let name = CString::new(kernel.name).expect("a name without zeros");
         // SAFETY: the module is never unloaded
-        let function = unsafe { driver::module::get_function(module, name) }
-            .map_err(CudaError::driver("cuModuleGetFunction"))?;
+        let function =
+            unsafe { driver::module::get_function(module, name) }.map_err(CudaError::driver("cuModuleGetFunction"))?;
         if shared > 48 << 10 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function that was just found

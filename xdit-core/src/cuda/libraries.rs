@@ -63,8 +63,9 @@ fn search() -> Result<Libraries, CudaError> {
     let (nvrtc, nvrtc_path) = open(&named("libnvrtc.so"), &folders).ok_or_else(|| {
         missing("NVRTC (libnvrtc.so)", &format!("install CUDA {major}, or `pip install nvidia-cuda-nvrtc`"))
     })?;
-    let (cublaslt, cublaslt_path) = open(&named("libcublasLt.so"), &folders)
-        .ok_or_else(|| missing("cuBLASLt (libcublasLt.so)", &format!("install CUDA {major}, or `pip install nvidia-cublas`")))?;
+    let (cublaslt, cublaslt_path) = open(&named("libcublasLt.so"), &folders).ok_or_else(|| {
+        missing("cuBLASLt (libcublasLt.so)", &format!("install CUDA {major}, or `pip install nvidia-cublas`"))
+    })?;
     let cudnn = open(&["libcudnn.so.9"], &folders);
     let libraries = Libraries {
         driver: Found { path: driver_path, version: version_of(driver_version) },

@@ -158,8 +158,9 @@ impl Products {
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<Self, CublasError> {
         let data = product.kind.data();
-        let layout =
-            |columns: usize, rows: usize, stride| lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64);
+        let layout = |columns: usize, rows: usize, stride| {
+            lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)
+        };
         let [x_stride, weight_stride, out_stride] = product.strides;
         let desc = lt::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         let epilogue = match (product.gelu, product.has_bias) {
@@ -174,10 +175,18 @@ impl Plan {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
-        let (weight, x) = (layout(product.k, product.n, weight_stride)?, layout(product.k, product.m, x_stride)?);
-        let out = layout(product.n, product.m, out_stride)?;
+        let weight = layout(product.k, product.n, weight_stride)?;
+        let of = |m| Ok::<_, CublasError>((layout(product.k, m, x_stride)?, layout(product.n, m, out_stride)?));
+        let (x, out) = of(product.m)?;
         let mut plan = Self { desc, weight, x, out, algorithm: Algorithm { data: [0; 8] } };
-        plan.algorithm = plan.choose(handle, product.alignment)?;
+        plan.algorithm = match product.m {
+            FEW_ROWS.. => plan.choose(handle, product.alignment)?,
+            // as it would be for more rows: for so few cuBLASLt has nothing but cut sums at some shapes
+            _ => {
+                let (x, out) = of(FEW_ROWS)?;
+                Self { x, out, ..plan }.choose(handle, product.alignment)?
+            }
+        };
         Ok(plan)
     }
 
@@ -218,6 +227,9 @@ impl Plan {
         Ok(whole.or(found.first()).ok_or(not_supported)?.algo)
     }
 }
+
+/// Below so many rows products are computed as for so many.
+const FEW_ROWS: usize = 256;
 
 fn sums_in_one_go(algorithm: &Algorithm) -> bool {
     let read = |which| -> Option<u32> {

@@ -2,12 +2,12 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::tensors::{cat, to_dtype, to_f32};
-use super::types::Attended;
 use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::tensors::{cat, to_dtype, to_f32};
+use super::types::Attended;
 
 /// `softmax(scale q k^T + bias) v`.
 ///

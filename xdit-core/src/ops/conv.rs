@@ -5,10 +5,10 @@
 
 use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 
-use super::tensors::{to_dtype, to_f32};
-use super::types::{Conv2d, GroupNorm};
 use super::choose;
 use super::cpu;
+use super::tensors::{to_dtype, to_f32};
+use super::types::{Conv2d, GroupNorm};
 use crate::checkpoint::{LoadError, Loader};
 
 impl Conv2d {

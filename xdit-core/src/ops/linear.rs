@@ -2,12 +2,12 @@
 
 use burn::tensor::{DType, Device, Tensor, activation};
 
-use super::tensors::{cat, narrow};
-use super::types::Activation;
 use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::tensors::{cat, narrow};
+use super::types::Activation;
 use crate::checkpoint::{LoadError, Loader};
 
 impl Activation {

@@ -2,12 +2,12 @@
 
 use burn::tensor::Tensor;
 
-use super::tensors::{to_dtype, to_f32};
-use super::types::{HeadNorm, LayerNorm};
 use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::tensors::{to_dtype, to_f32};
+use super::types::{HeadNorm, LayerNorm};
 use crate::checkpoint::{LoadError, Loader};
 
 impl LayerNorm {

@@ -2,12 +2,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::tensors::{to_dtype, to_f32};
-use super::types::{HeadNorm, RopeTable};
 use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::tensors::{to_dtype, to_f32};
+use super::types::{HeadNorm, RopeTable};
 
 impl RopeTable {
     /// The table of tokens at `positions`, one coordinate per axis; axis `a` turns `axes_dim[a] / 2` pairs with

@@ -15,7 +15,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
-    self, Activation, HeadNorm, LayerNorm, Linear, Linears, RopeTable, merge_heads, modulated_norm, norm_rope, split_heads,
+    self, Activation, HeadNorm, LayerNorm, Linear, Linears, RopeTable, merge_heads, modulated_norm, norm_rope,
+    split_heads,
 };
 
 /// Added to variances, everywhere in these models.

@@ -15,8 +15,8 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::Modulation;
 use crate::dit::{
-    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed, load_proj_out, parts,
-    project_heads, sincos_2d, spec,
+    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed,
+    load_proj_out, parts, project_heads, sincos_2d, spec,
 };
 use crate::error::{ModelError, few, positive};
 use crate::text::hide;

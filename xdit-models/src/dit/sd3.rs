@@ -246,9 +246,7 @@ impl Block {
                 }
             },
             attn2: match dual {
-                true => {
-                    Some((QkvWeights::load(&attn2, OWN, d, heads)?, Linear::load(&attn2.pp("to_out.0"), d, d)?))
-                }
+                true => Some((QkvWeights::load(&attn2, OWN, d, heads)?, Linear::load(&attn2.pp("to_out.0"), d, d)?)),
                 false => None,
             },
         })

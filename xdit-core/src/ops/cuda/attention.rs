@@ -19,7 +19,13 @@ static F32: Source = Source { name: "attention_f32", code: include_str!("attenti
 /// Queries of a block of `attention.cu` and `attention_f32.cu`.
 const QUERIES: [usize; 2] = [64, 4];
 
-pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, bias: Option<&Tensor<4>>, scale: f64) -> Option<Attended> {
+pub fn attention(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    bias: Option<&Tensor<4>>,
+    scale: f64,
+) -> Option<Attended> {
     let [b, h, n_queries, d] = q.dims();
     let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
     let dtype = q.dtype();
@@ -57,7 +63,13 @@ impl Strides {
     }
 }
 
-fn launch(call: Call, [q, k, v]: [&DeviceTensor; 3], bias: Option<&DeviceTensor>, out: &DeviceTensor, lse: &DeviceTensor) {
+fn launch(
+    call: Call,
+    [q, k, v]: [&DeviceTensor; 3],
+    bias: Option<&DeviceTensor>,
+    out: &DeviceTensor,
+    lse: &DeviceTensor,
+) {
     let strides = [q, k, v, out].map(Strides::of);
     let has_bias = bias.is_some();
     let bias = bias.unwrap_or(q);
@@ -162,8 +174,7 @@ mod hopper {
         let tiles = n_queries.div_ceil(64 * build.workers);
         let items = tiles * h * b;
         let wgmma = Wgmma { scores: keys, values: d.next_multiple_of(16), is_f16: call.dtype == DType::F16 };
-        let kernel =
-            Kernel { wgmma: Some(wgmma), ..kernel(&SOURCE, "attention", call.dtype, &build.options(d)) };
+        let kernel = Kernel { wgmma: Some(wgmma), ..kernel(&SOURCE, "attention", call.dtype, &build.options(d)) };
         let grid = Grid {
             blocks: [(items as u32).min(gpu.n_sms), 1, 1],
             threads: 128 * (build.workers as u32 + 1),
@@ -176,7 +187,13 @@ mod hopper {
     }
 
     /// Describes `[batch, heads, tokens, d]` to the copy engine: boxes of 64 channels and `rows` tokens, zeros outside.
-    fn map(at: u64, [b, h, n, d]: [usize; 4], strides: Strides, rows: usize, dtype: DType) -> Result<sys::CUtensorMap, CudaError> {
+    fn map(
+        at: u64,
+        [b, h, n, d]: [usize; 4],
+        strides: Strides,
+        rows: usize,
+        dtype: DType,
+    ) -> Result<sys::CUtensorMap, CudaError> {
         let Strides([s_batch, s_head, s_token]) = strides;
         let dims = [d as u64, n as u64, h as u64, b as u64];
         // of a dimension of one any stride is right that the driver accepts

@@ -18,7 +18,9 @@ use crate::cuda::raw::DeviceTensor;
 
 pub(super) use attention::attention;
 pub(super) use dense::dense;
-pub(super) use rows::{activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm};
+pub(super) use rows::{
+    activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm,
+};
 pub(super) use views::{cat, merge_heads, narrow, split_heads};
 
 /// A kernel of `source`, compiled for a precision and the sizes in `defines`.

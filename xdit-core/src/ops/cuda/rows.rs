@@ -149,8 +149,7 @@ pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Op
         let (cos, sin) = (or_none(has[2], cos), or_none(has[2], sin));
         let (rows, heads, tokens, d, eps) = (n_rows as i64, h as i32, n as i32, d as i32, eps as f32);
         let (x_batch, x_head, x_token) = (strides[0] as i64, strides[1] as i64, strides[2] as i64);
-        let params =
-            args!(x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, eps, kind);
+        let params = args!(x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, eps, kind);
         // SAFETY: `head_norm_rope`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernel, grid, &params) }
     });

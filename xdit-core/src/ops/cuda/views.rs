@@ -93,19 +93,27 @@ fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
             let from = from + (offset * size) as u64;
             let to = to + ((i * total + at) * inner * size) as u64;
             let copy = sys::CUDA_MEMCPY2D {
+                srcXInBytes: 0,
+                srcY: 0,
                 srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                srcHost: std::ptr::null(),
                 srcDevice: from,
+                srcArray: std::ptr::null_mut(),
                 srcPitch: if height == 1 { row * size } else { pitch * size },
+                dstXInBytes: 0,
+                dstY: 0,
                 dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                dstHost: std::ptr::null_mut(),
                 dstDevice: to,
+                dstArray: std::ptr::null_mut(),
                 dstPitch: row * size,
                 WidthInBytes: row * size,
                 Height: height,
-                // SAFETY: numbers and addresses, of which zero is one
-                ..unsafe { std::mem::zeroed() }
             };
             // SAFETY: the rows lie within both tensors
-            unsafe { sys::cuMemcpy2DAsync_v2(&copy, gpu.stream) }.result().map_err(CudaError::driver("cuMemcpy2DAsync"))?;
+            unsafe { sys::cuMemcpy2DAsync_v2(&copy, gpu.stream) }
+                .result()
+                .map_err(CudaError::driver("cuMemcpy2DAsync"))?;
         }
         Ok(())
     });
