@@ -1,5 +1,6 @@
 //! The seam between a model and the engine: a DiT cut at its block boundaries, and the attention that is passed in.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,6 +26,10 @@ pub trait Dit: Send + Sync {
 
     /// What every block is conditioned on. Computed for all steps before the first.
     fn condition(&self, inputs: Inputs<'_>) -> Cond;
+
+    /// Adds to the conditions of all steps what layers make of them alone: computed together their weights are read once,
+    /// not once a step. A layer that finds nothing computes it.
+    fn modulate(&self, _conds: &mut [Cond]) {}
 
     /// The whole text to tokens, `[batch, txt_tokens, d_txt]`. Computed once per request, unless
     /// [`DitSpec::txt_each_step`] says that it depends on the step.
@@ -192,8 +197,36 @@ pub struct Cond {
     /// `[batch, n d_model]`: scales, shifts and gates that all blocks share, in models that compute them once
     /// (AdaLN-single)
     pub modulation: Option<Tensor<2>>,
+    /// By layer, what [`Dit::modulate`] has computed, `[batch, width]`
+    pub modulations: BTreeMap<usize, Tensor<2>>,
     /// `[batch, 1, 1, txt_tokens]`: 0 at text tokens that may be looked at, `-inf` at others; `None` if all may
     pub txt_bias: Option<Tensor<4>>,
+}
+
+impl Cond {
+    /// This and another, of as many pictures, as those of one batch; not if one has what the other lacks.
+    pub fn joined(&self, other: &Self) -> Option<Self> {
+        let both = |a: &Option<Tensor<2>>, b: &Option<Tensor<2>>| match (a, b) {
+            (Some(a), Some(b)) => Some(Some(ops::cat(vec![a.clone(), b.clone()], 0))),
+            (None, None) => Some(None),
+            _ => None,
+        };
+        let txt_bias = match (&self.txt_bias, &other.txt_bias) {
+            (Some(a), Some(b)) if a.dims() == b.dims() => Some(ops::cat(vec![a.clone(), b.clone()], 0)),
+            (None, None) => None,
+            _ => return None,
+        };
+        let modulations = self.modulations.iter().map(|(layer, a)| {
+            let b = other.modulations.get(layer)?;
+            Some((*layer, ops::cat(vec![a.clone(), b.clone()], 0)))
+        });
+        Some(Self {
+            temb: ops::cat(vec![self.temb.clone(), other.temb.clone()], 0),
+            modulation: both(&self.modulation, &other.modulation)?,
+            modulations: modulations.collect::<Option<_>>()?,
+            txt_bias,
+        })
+    }
 }
 
 /// What the engine passes through a model into its blocks.

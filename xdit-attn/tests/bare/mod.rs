@@ -1,6 +1,7 @@
 //! A whole denoising loop of a transformer without weights, on a mesh of threads.
 
 use burn::tensor::{DType, Device, Tensor};
+use std::collections::BTreeMap;
 use xdit_attn::{pipefusion, usp};
 use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::{
@@ -37,7 +38,7 @@ impl Dit for Bare {
 
     fn condition(&self, inputs: Inputs<'_>) -> Cond {
         let temb = Tensor::zeros([1, 16], &inputs.text.txt.states.device());
-        Cond { temb, modulation: None, txt_bias: None }
+        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -127,6 +128,7 @@ impl Rank {
             stages: &*self.stages,
             blocks: first..first + n_blocks,
             n_patches: N_PATCHES,
+            joins_prompts: false,
             warmup_steps: 1,
             attn,
             halt,

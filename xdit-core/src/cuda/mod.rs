@@ -15,6 +15,7 @@ pub mod kernels;
 pub mod libraries;
 pub mod products;
 pub mod raw;
+mod tuning;
 
 pub use self::devices::{DeviceInfo, devices};
 pub use self::error::CudaError;

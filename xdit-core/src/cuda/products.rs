@@ -13,6 +13,7 @@ use cudarc::cublaslt::sys::{
 
 use super::CudaError;
 use super::gpu::{Gpu, SCRATCH};
+use super::tuning;
 
 /// `out = act(x weight^T + bias)`, or what is added to `out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +50,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
     fn data(self) -> cudaDataType {
         match self {
             Self::F32 => cudaDataType::CUDA_R_32F,
@@ -102,22 +107,55 @@ impl Gpu {
     /// # Safety
     /// The operands are there, with the product's shapes, strides and alignment.
     pub unsafe fn product(&mut self, product: &Product, operands: Operands) -> Result<(), CudaError> {
-        let scratch = self.scratch()?;
-        let stream = self.stream;
-        let products = match &mut self.products {
-            Some(products) => products,
-            none => none.insert(Products::new()?),
+        let plan = self.plan(product, operands)?;
+        self.run(product, &plan, operands, &plan.algorithm)
+    }
+
+    /// How the product is computed: decided when it is computed first.
+    fn plan(&mut self, product: &Product, operands: Operands) -> Result<Plan, CudaError> {
+        let handle = match &self.products {
+            Some(products) => products.handle,
+            None => {
+                let handle = lt::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
+                self.products.insert(Products { handle, plans: HashMap::new() }).handle
+            }
         };
+        if let Some(plan) = self.products.as_ref().and_then(|products| products.plans.get(product)) {
+            return Ok(*plan);
+        }
         let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
-        let plan = products.plan(product).map_err(failed)?;
+        let (mut plan, candidates) = Plan::new(handle, product).map_err(failed)?;
+        let work = 2.0 * product.m as f64 * product.k as f64 * product.n as f64;
+        if candidates.len() > 1 && work >= tuning::WORTH_IT {
+            let bytes = ((product.m - 1) * product.strides[2] + product.n) * product.kind.size();
+            plan.algorithm = tuning::fastest(self, &candidates, bytes, |gpu, algorithm, out| {
+                gpu.run(product, &plan, Operands { out, ..operands }, algorithm)
+            })?;
+        }
+        if let Some(products) = &mut self.products {
+            products.plans.insert(*product, plan);
+        }
+        Ok(plan)
+    }
+
+    fn run(
+        &mut self,
+        product: &Product,
+        plan: &Plan,
+        operands: Operands,
+        algorithm: &Algorithm,
+    ) -> Result<(), CudaError> {
+        let (scratch, stream) = (self.scratch()?, self.stream);
+        let handle = self.products.as_ref().expect("a plan was made with it").handle;
+        let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
         let (one, beta) = (1_f32, if product.adds { 1_f32 } else { 0.0 });
-        // SAFETY: by this function's contract; the plan's parts live as long as the process
+        // SAFETY: by the contract of `product`; the plan's parts live as long as the process
         unsafe {
             if product.has_bias {
                 set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &operands.bias).map_err(failed)?;
             }
             lt::matmul(
-                products.handle,
+                handle,
                 plan.desc,
                 (&raw const one).cast(),
                 (&raw const beta).cast(),
@@ -129,7 +167,7 @@ impl Gpu {
                 plan.out,
                 operands.out as *mut c_void,
                 plan.out,
-                &raw const plan.algorithm,
+                std::ptr::from_ref(algorithm),
                 scratch as *mut c_void,
                 SCRATCH,
                 stream.cast(),
@@ -139,24 +177,9 @@ impl Gpu {
     }
 }
 
-impl Products {
-    fn new() -> Result<Self, CudaError> {
-        let handle = lt::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
-        Ok(Self { handle, plans: HashMap::new() })
-    }
-
-    fn plan(&mut self, product: &Product) -> Result<Plan, CublasError> {
-        if let Some(plan) = self.plans.get(product) {
-            return Ok(*plan);
-        }
-        let plan = Plan::new(self.handle, product)?;
-        self.plans.insert(*product, plan);
-        Ok(plan)
-    }
-}
-
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<Self, CublasError> {
+    /// And all algorithms that serve it, the one of the plan first.
+    fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<(Self, Vec<Algorithm>), CublasError> {
         let data = product.kind.data();
         let layout = |columns: usize, rows: usize, stride| {
             lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)
@@ -179,7 +202,7 @@ impl Plan {
         let of = |m| Ok::<_, CublasError>((layout(product.k, m, x_stride)?, layout(product.n, m, out_stride)?));
         let (x, out) = of(product.m)?;
         let mut plan = Self { desc, weight, x, out, algorithm: Algorithm { data: [0; 8] } };
-        plan.algorithm = match product.m {
+        let candidates = match product.m {
             FEW_ROWS.. => plan.choose(handle, product.alignment)?,
             // as it would be for more rows: for so few cuBLASLt has nothing but cut sums at some shapes
             _ => {
@@ -187,13 +210,15 @@ impl Plan {
                 Self { x, out, ..plan }.choose(handle, product.alignment)?
             }
         };
-        Ok(plan)
+        plan.algorithm = candidates[0];
+        Ok((plan, candidates))
     }
 
     /// The fastest by cuBLASLt's estimate of those that sum each result in one go, from the first summand to the last: a row
     /// then has the same bits whatever others are computed with it, however few (invariant 6). With few rows cuBLASLt
-    /// would rather cut the sum in pieces. The first one of all where there is no such.
-    fn choose(&self, handle: sys::cublasLtHandle_t, alignment: u32) -> Result<Algorithm, CublasError> {
+    /// would rather cut the sum in pieces. The first one of all where there is no
+    /// such.
+    fn choose(&self, handle: sys::cublasLtHandle_t, alignment: u32) -> Result<Vec<Algorithm>, CublasError> {
         const MANY: usize = 32;
         let preference = lt::create_matmul_pref()?;
         let set = |which, value: *const c_void, size| {
@@ -222,11 +247,19 @@ impl Plan {
             found.set_len(n as usize);
             lt::destroy_matmul_pref(preference)?;
         }
-        let whole = found.iter().find(|found| sums_in_one_go(&found.algo));
+        let all = found.iter().map(|found| found.algo);
+        let whole: Vec<_> = all.clone().filter(sums_in_one_go).take(CANDIDATES).collect();
+        if !whole.is_empty() {
+            return Ok(whole);
+        }
+        let first = all.take(1).collect::<Vec<_>>();
         let not_supported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
-        Ok(whole.or(found.first()).ok_or(not_supported)?.algo)
+        if first.is_empty() { Err(not_supported) } else { Ok(first) }
     }
 }
+
+/// How many of them are tried.
+const CANDIDATES: usize = 8;
 
 /// Below so many rows products are computed as for so many.
 const FEW_ROWS: usize = 256;

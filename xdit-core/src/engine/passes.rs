@@ -34,12 +34,14 @@ struct Prompt<'r> {
     conds: Vec<Cond>,
     /// This rank's share of the text in tokens, where this stage needs it.
     txt: Option<Tensor<3>>,
+    /// How many prompts these are, one after the other in each batch.
+    n: usize,
 }
 
 /// A stage's passes of a picture.
 pub struct Passes<'t, 'r> {
     dit: &'t dyn Dit,
-    /// The prompt, and the negative one where there is guidance.
+    /// The prompt, the negative one where there is guidance, and both as one where they go through the blocks together.
     prompts: Vec<Prompt<'r>>,
     /// Those of them that this rank predicts with.
     mine: Vec<usize>,
@@ -81,7 +83,19 @@ impl<'t, 'r> Passes<'t, 'r> {
                 prompt.txt = Some(prompt.embed(dit, team, 0));
             }
         }
+        if team.joins_prompts && !passes.is_staged && batch == 1 {
+            passes.join();
+        }
         passes
+    }
+
+    /// Makes one prompt of the two that this rank predicts with, if they are of one shape.
+    fn join(&mut self) {
+        let &[first, second] = &self.mine[..] else { return };
+        if let Some(joined) = self.prompts[first].joined(&self.prompts[second]) {
+            self.mine = vec![self.prompts.len()];
+            self.prompts.push(joined);
+        }
     }
 
     /// This rank's passes of a step: one per prompt that it predicts with, and on every rank one without the blocks of
@@ -146,7 +160,10 @@ impl<'t, 'r> Passes<'t, 'r> {
             let prompt = &self.prompts[branch.prompt];
             let (positions, cond) = (prompt.positions(work.patch), &prompt.conds[work.step]);
             let mut x = match &latents {
-                Some(latents) => Streams::new(None, self.dit.embed_img(latents.clone(), positions)),
+                Some(latents) => {
+                    let latents = if prompt.n == 1 { latents.clone() } else { latents.clone().repeat_dim(0, prompt.n) };
+                    Streams::new(None, self.dit.embed_img(latents, positions))
+                }
                 None => inbox.next().expect("the message of this work was received"),
             };
             let is_here = !self.dit.spec().joint || (self.is_first_stage && work.is_first());
@@ -204,13 +221,34 @@ impl<'r> Prompt<'r> {
             shares: Arc::new(shares),
             conds: Vec::new(),
             txt: None,
+            n: 1,
         }
+    }
+
+    /// This one and another as a batch; not if they differ in shape, or if their tokens are made anew at each step.
+    fn joined(&self, other: &Self) -> Option<Self> {
+        let cat = |a: &Tensor<3>, b: &Tensor<3>| {
+            let same = a.dims() == b.dims();
+            same.then(|| crate::ops::cat(vec![a.clone(), b.clone()], 0))
+        };
+        let conds = self.conds.iter().zip(&other.conds).map(|(a, b)| a.joined(b));
+        Some(Self {
+            text: self.text,
+            shares: Arc::clone(&self.shares),
+            all: self.all.clone(),
+            whole: self.whole.clone(),
+            patches: self.patches.clone(),
+            conds: conds.collect::<Option<_>>()?,
+            txt: Some(cat(self.txt.as_ref()?, other.txt.as_ref()?)?),
+            n: self.n + other.n,
+        })
     }
 
     fn condition(&mut self, dit: &dyn Dit, timesteps: &[f32], request: &Denoise<'_>) {
         let Denoise { guidance, size, .. } = *request;
         let cond = |&timestep: &f32| dit.condition(Inputs { timestep, text: self.text, guidance, size });
         self.conds = timesteps.iter().map(cond).collect();
+        dit.modulate(&mut self.conds);
     }
 
     /// This rank's share of the text in tokens.

@@ -43,6 +43,9 @@ pub struct Team<'a> {
     pub n_patches: usize,
     /// Steps in which the stages work on the whole picture, one after the other.
     pub warmup_steps: usize,
+    /// Whether the prompts of guidance that a rank predicts with go through the blocks as one batch, where they are of one
+    /// shape and there is one stage: a GPU has more to do at a time, and the results have the same bits.
+    pub joins_prompts: bool,
     /// The attention of this rank's tokens.
     pub attn: &'a mut dyn Attention,
     /// Shared by all ranks of the picture.
@@ -53,6 +56,17 @@ impl<'a> Team<'a> {
     /// One device.
     pub fn alone(dit: &dyn Dit, comm: &'a dyn Communicator, attn: &'a mut dyn Attention, halt: &'a Halt) -> Self {
         let blocks = 0..dit.spec().n_blocks;
-        Self { sequence: comm, ulysses: 1, cfg: comm, stages: comm, blocks, n_patches: 1, warmup_steps: 0, attn, halt }
+        Self {
+            sequence: comm,
+            ulysses: 1,
+            cfg: comm,
+            stages: comm,
+            blocks,
+            n_patches: 1,
+            warmup_steps: 0,
+            joins_prompts: false,
+            attn,
+            halt,
+        }
     }
 }

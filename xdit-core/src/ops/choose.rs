@@ -1,6 +1,6 @@
 //! Which kernels compute an operation: those for the device that its tensors are on, else Burn's own operations.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use burn_dispatch::DispatchDevice;
 
 /// Whose kernels serve a device.
@@ -26,6 +26,11 @@ impl Kernels {
             _ => Self::Burn,
         }
     }
+}
+
+/// Whether a device has much more to give than a CPU, but only to large operations.
+pub fn is_gpu(device: &Device) -> bool {
+    !matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// Whether `x` is on an NVIDIA GPU.
@@ -88,7 +93,6 @@ pub(super) use choose;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     fn choose(kernels: Kernels, cpu: Option<&'static str>) -> &'static str {
         Choice { kernels, done: None }.cpu(|| cpu).portable(|| "portable")

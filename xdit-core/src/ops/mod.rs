@@ -25,6 +25,7 @@ mod tensors;
 mod types;
 
 pub use attention::{attention, cat_tokens, merge_attended, merge_heads, split_heads};
+pub use choose::is_gpu;
 pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};

@@ -3,6 +3,7 @@
 //! Mirrors `src/diffusers/models/transformers/transformer_flux.py`. The double blocks keep text and image apart but for
 //! one joint attention; the single blocks run both as one sequence. Blocks are numbered through: doubles, then singles.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -15,7 +16,9 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, Linear, RopeTable, linear_cat, merge_heads};
 
 use crate::dit::stream::{Modulation, StreamWeights};
-use crate::dit::{ADDED, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, clip_f16, continuous_norm};
+use crate::dit::{
+    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, clip_f16, continuous_norm, modulate,
+};
 use crate::error::{ModelError, few, positive};
 
 /// `transformer/config.json`; field names and defaults are the checkpoint's.
@@ -143,8 +146,9 @@ impl Flux {
         config.check()?;
         let (d, channels) = (config.d_model(), config.in_channels);
         let linear = |name: &str, d_in, d_out| Linear::load(&loader.pp(name), d_in, d_out);
-        let double = |i| DoubleBlock::load(&loader.pp("transformer_blocks").pp(i), config);
-        let single = |i| SingleBlock::load(&loader.pp("single_transformer_blocks").pp(i), config);
+        let double = |i| DoubleBlock::load(&loader.pp("transformer_blocks").pp(i), config, 2 * i);
+        let slot = |i| 2 * config.num_layers + i;
+        let single = |i| SingleBlock::load(&loader.pp("single_transformer_blocks").pp(i), config, slot(i));
         Ok(Self {
             dtype: loader.dtype().into(),
             device: loader.device().clone(),
@@ -183,7 +187,12 @@ impl Dit for Flux {
         let pooled = text.pooled.clone().expect("Flux takes CLIP's pooled vector");
         // the pipeline divides by 1000, and the model multiplies again
         let temb = self.time_text_embed.forward(timestep / 1000.0, guidance, ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, txt_bias: None }
+        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
+    }
+
+    fn modulate(&self, conds: &mut [Cond]) {
+        let doubles = self.transformer_blocks.iter().flat_map(|block| [block.img.ada(), block.txt.ada()]);
+        modulate(doubles.chain(self.single_transformer_blocks.iter().map(|block| &block.norm)), conds);
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -247,17 +256,19 @@ struct DoubleBlock {
 }
 
 impl DoubleBlock {
-    fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
+    /// - `slot`: the place of the first of its two layers that look at the condition alone
+    fn load(loader: &Loader<'_>, config: &FluxConfig, slot: usize) -> Result<Self, LoadError> {
+        let (heads, txt) = (config.heads(), ["norm1_context", "to_add_out", "ff_context"]);
         Ok(Self {
-            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, config.heads(), 2)?,
-            txt: StreamWeights::load(loader, ["norm1_context", "to_add_out", "ff_context"], ADDED, config.heads(), 2)?,
+            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, heads, 2, slot)?,
+            txt: StreamWeights::load(loader, txt, ADDED, heads, 2, slot + 1)?,
         })
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let [img, img_ff] = self.img.modulations(&cond.temb);
+        let [img, img_ff] = self.img.modulations(cond);
         let img_qkv = self.img.qkv(&x.img, &img, ctx.positions.img_rope().as_ref());
-        let txt = x.txt.map(|x| (x, self.txt.modulations::<2>(&cond.temb)));
+        let txt = x.txt.map(|x| (x, self.txt.modulations::<2>(cond)));
         let txt_qkv = txt.as_ref().map(|(x, [m, _])| self.txt.qkv(x, m, ctx.positions.txt_rope().as_ref()));
         let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
         let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
@@ -272,17 +283,17 @@ impl DoubleBlock {
 /// `FluxSingleTransformerBlock`: attention and feed-forward side by side on text and image as one sequence.
 #[derive(Debug)]
 struct SingleBlock {
-    norm: Linear,
+    norm: Ada,
     attn: QkvWeights,
     proj_mlp: Linear,
     proj_out: Linear,
 }
 
 impl SingleBlock {
-    fn load(loader: &Loader<'_>, config: &FluxConfig) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, config: &FluxConfig, slot: usize) -> Result<Self, LoadError> {
         let d = config.d_model();
         Ok(Self {
-            norm: Linear::load(&loader.pp("norm.linear"), d, 3 * d)?,
+            norm: Ada::load(&loader.pp("norm.linear"), [d, 3 * d], slot)?,
             attn: QkvWeights::load(&loader.pp("attn"), OWN, d, config.heads())?,
             proj_mlp: Linear::load(&loader.pp("proj_mlp"), d, 4 * d)?,
             proj_out: Linear::load(&loader.pp("proj_out"), 5 * d, d)?,
@@ -290,7 +301,7 @@ impl SingleBlock {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let [m] = Modulation::of(&self.norm, &cond.temb);
+        let [m] = Modulation::of(&self.norm, cond);
         let n_txt = x.txt.as_ref().map_or(0, |txt| txt.dims()[1]);
         let [_, n_img, _] = x.img.dims();
         // one sequence: the weights are the same for both streams and are read once

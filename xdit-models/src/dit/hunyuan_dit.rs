@@ -4,6 +4,7 @@
 //! up the outputs of the first half's, the last one first. The text of two encoders, as one sequence, enters by
 //! cross-attention.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -16,8 +17,8 @@ use xdit_core::dit::{
 use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, merge_heads, split_heads};
 
 use crate::dit::{
-    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH, continuous_norm,
-    load_patch_embed, load_proj_out, project_heads, sinusoids, spec,
+    Ada, Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH,
+    continuous_norm, load_patch_embed, load_proj_out, modulate, project_heads, sinusoids, spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -258,7 +259,11 @@ impl Dit for HunyuanDit {
             }
         };
         let temb = self.timestep_embedder.of_numbers(&[timestep]) + self.extra_embedder.forward(extra);
-        Cond { temb, modulation: None, txt_bias: None }
+        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
+    }
+
+    fn modulate(&self, conds: &mut [Cond]) {
+        modulate(self.blocks.iter().map(|block| &block.norm1_linear), conds);
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -330,7 +335,7 @@ impl AttentionPool {
 struct Block {
     skip: Option<(LayerNorm, Linear)>,
     norm1: LayerNorm,
-    norm1_linear: Linear,
+    norm1_linear: Ada,
     attn1: QkvWeights,
     attn1_out: Linear,
     norm2: LayerNorm,
@@ -351,7 +356,7 @@ impl Block {
                 false => None,
             },
             norm1: norm("norm1.norm", d)?,
-            norm1_linear: Linear::load(&loader.pp("norm1.linear"), d, d)?,
+            norm1_linear: Ada::load(&loader.pp("norm1.linear"), [d, d], i)?,
             attn1: QkvWeights::load(&attn1, OWN, d, heads)?,
             attn1_out: Linear::load(&attn1.pp("to_out.0"), d, d)?,
             norm2: norm("norm2", d)?,
@@ -378,7 +383,7 @@ impl Block {
             (Some((norm, linear)), Some(skip)) => linear.forward(norm.forward(ops::cat(vec![x, skip], 2))),
             _ => x,
         };
-        let shift = self.norm1_linear.forward(Activation::Silu.apply(cond.temb.clone()));
+        let shift = self.norm1_linear.forward(cond);
         let y = self.norm1.forward(x.clone()) + shift.unsqueeze_dim(1);
         let attn = ctx.attn.self_attn(Site::first(i), self.attn1.forward(y, rope))?;
         let x = x + project_heads(&self.attn1_out, attn);

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
-use xdit_core::dit::{DitSpec, Qkv, TokenGrid};
+use xdit_core::dit::{Cond, DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
     self, Activation, HeadNorm, LayerNorm, Linear, Linears, RopeTable, merge_heads, modulated_norm, norm_rope,
     split_heads,
@@ -99,6 +99,46 @@ impl FeedForward {
     }
 }
 
+/// `linear(silu(temb))`, a layer of the condition alone.
+#[derive(Debug)]
+pub struct Ada {
+    linear: Linear,
+    /// Its place among the model's, as in [`Cond::modulations`].
+    slot: usize,
+}
+
+impl Ada {
+    /// Reads the layer at the loader's place.
+    pub fn load(loader: &Loader<'_>, [d, width]: [usize; 2], slot: usize) -> Result<Self, LoadError> {
+        Ok(Self { linear: Linear::load(loader, d, width)?, slot })
+    }
+
+    /// `[batch, width]`
+    pub fn forward(&self, cond: &Cond) -> Tensor<2> {
+        match cond.modulations.get(&self.slot) {
+            Some(computed) => computed.clone(),
+            None => self.linear.forward(Activation::Silu.apply(cond.temb.clone())),
+        }
+    }
+}
+
+/// Computes these layers for all steps at once.
+pub fn modulate<'a>(layers: impl Iterator<Item = &'a Ada>, conds: &mut [Cond]) {
+    let tembs: Vec<_> = conds.iter().map(|cond| cond.temb.clone()).collect();
+    let Some([batch, _]) = tembs.first().map(Tensor::dims) else { return };
+    let all = Activation::Silu.apply(ops::cat(tembs, 0));
+    for layer in layers {
+        keep_rows(&layer.linear.forward(all.clone()), batch, layer.slot, conds);
+    }
+}
+
+/// Gives each step its rows of what was computed for all.
+pub fn keep_rows(all: &Tensor<2>, batch: usize, slot: usize, conds: &mut [Cond]) {
+    for (i, cond) in conds.iter_mut().enumerate() {
+        cond.modulations.insert(slot, ops::narrow(all, 0, i * batch..(i + 1) * batch));
+    }
+}
+
 /// `linear(silu(temb))` cut into `N` vectors of `[batch, d_model]`.
 pub fn modulation<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Tensor<2>; N] {
     parts(linear.forward(Activation::Silu.apply(temb.clone())))
@@ -147,6 +187,11 @@ impl<T> Blocks<T> {
         let (first, end) = (wanted.start.clamp(kind.start, kind.end), wanted.end.clamp(kind.start, kind.end));
         let blocks = (first..end).map(|i| load(i - kind.start)).collect::<Result<_, _>>()?;
         Ok(Self { first: first - kind.start, blocks })
+    }
+
+    /// Those that were read, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.blocks.iter()
     }
 
     /// Block `i` of this kind.

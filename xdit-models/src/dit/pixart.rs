@@ -4,6 +4,7 @@
 //! `ada_norm_single` of `src/diffusers/models/attention.py`. Scales, shifts and gates are computed once for all blocks
 //! (AdaLN-single); each block adds its own table to them. The text enters by cross-attention.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
@@ -15,7 +16,7 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::Modulation;
 use crate::dit::{
-    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, load_patch_embed,
+    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, keep_rows, load_patch_embed,
     load_proj_out, parts, project_heads, sincos_2d, spec,
 };
 use crate::error::{ModelError, few, positive};
@@ -187,7 +188,7 @@ impl PixArt {
         let adaln = loader.pp("adaln_single");
         let size = |name: &str| Mlp::load_time(&adaln.pp("emb").pp(name), d / 3);
         let caption = |d_in| Mlp::load(&loader.pp("caption_projection"), [d_in, d, d], Activation::GeluTanh);
-        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), d, heads, config.norm_eps);
+        let block = |i| Block::load(&loader.pp("transformer_blocks").pp(i), d, heads, config.norm_eps, i);
         Ok(Self {
             dtype: loader.dtype().into(),
             pos_embed_proj: load_patch_embed(&loader.pp("pos_embed.proj"), channels, patch, d)?,
@@ -241,7 +242,16 @@ impl Dit for PixArt {
         let modulation = Some(self.adaln_single.forward(Activation::Silu.apply(temb.clone())));
         // upstream adds -10000 to what is hidden, whose exponential is 0 too
         let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &temb));
-        Cond { temb, modulation, txt_bias }
+        Cond { temb, modulation, modulations: BTreeMap::new(), txt_bias }
+    }
+
+    fn modulate(&self, conds: &mut [Cond]) {
+        let shared: Vec<_> = conds.iter().filter_map(|cond| cond.modulation.clone()).collect();
+        let Some([batch, _]) = shared.first().map(Tensor::dims) else { return };
+        let all = ops::cat(shared, 0);
+        for block in self.transformer_blocks.iter() {
+            keep_rows(&with_table(&block.scale_shift_table, all.clone()), batch, block.slot, conds);
+        }
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -279,6 +289,8 @@ fn with_table(table: &Tensor<2>, shared: Tensor<2>) -> Tensor<2> {
 #[derive(Debug)]
 struct Block {
     scale_shift_table: Tensor<2>,
+    /// Its place in [`Cond::modulations`].
+    slot: usize,
     attn1: QkvWeights,
     attn1_out: Linear,
     attn2: CrossWeights,
@@ -288,10 +300,11 @@ struct Block {
 }
 
 impl Block {
-    fn load(loader: &Loader<'_>, d: usize, heads: Heads, eps: f64) -> Result<Self, LoadError> {
+    fn load(loader: &Loader<'_>, d: usize, heads: Heads, eps: f64, slot: usize) -> Result<Self, LoadError> {
         let (attn1, attn2) = (loader.pp("attn1"), loader.pp("attn2"));
         Ok(Self {
             scale_shift_table: loader.tensor("scale_shift_table", [6, d])?,
+            slot,
             attn1: QkvWeights::load(&attn1, OWN, d, heads)?,
             attn1_out: Linear::load(&attn1.pp("to_out.0"), d, d)?,
             attn2: CrossWeights::load(&attn2, [d, d], heads)?,
@@ -302,8 +315,14 @@ impl Block {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let shared = cond.modulation.clone().expect("PixArt shares its modulation");
-        let [m, ff] = Modulation::cut(with_table(&self.scale_shift_table, shared));
+        let all = match cond.modulations.get(&self.slot) {
+            Some(computed) => computed.clone(),
+            None => {
+                let shared = cond.modulation.clone().expect("PixArt shares its modulation");
+                with_table(&self.scale_shift_table, shared)
+            }
+        };
+        let [m, ff] = Modulation::cut(all);
         let qkv = self.attn1.forward(m.norm(x.img.clone(), self.eps), None);
         let attn = ctx.attn.self_attn(Site::first(i), qkv)?;
         let img = m.add(x.img, project_heads(&self.attn1_out, attn));

@@ -4,6 +4,7 @@
 //! `src/diffusers/models/attention.py`. Text and image meet in one joint attention per block; some blocks of 3.5-medium
 //! attend over the image once more; the last block only reads the text.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
@@ -13,12 +14,12 @@ use xdit_core::comm::CommError;
 use xdit_core::dit::{
     Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
 };
-use xdit_core::ops::{self, Activation, Linear};
+use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::StreamWeights;
 use crate::dit::{
-    ADDED, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed, load_proj_out,
-    project_heads, spec,
+    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed,
+    load_proj_out, modulate, parts, project_heads, spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -190,7 +191,12 @@ impl Dit for Sd3 {
         let pooled = text.pooled.clone().expect("SD3 takes CLIP's pooled vectors");
         let temb = self.timestep_embedder.of_numbers(&[timestep])
             + self.text_embedder.forward(ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, txt_bias: None }
+        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
+    }
+
+    fn modulate(&self, conds: &mut [Cond]) {
+        let layers = self.transformer_blocks.iter().flat_map(|block| [block.img.ada(), block.txt.ada()]);
+        modulate(layers, conds);
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -224,7 +230,16 @@ struct Block {
 enum Txt {
     Changed(Box<StreamWeights>),
     /// The last block only reads the text.
-    Read(Box<(Linear, QkvWeights)>),
+    Read(Box<(Ada, QkvWeights)>),
+}
+
+impl Txt {
+    fn ada(&self) -> &Ada {
+        match self {
+            Self::Changed(weights) => weights.ada(),
+            Self::Read(weights) => &weights.0,
+        }
+    }
 }
 
 impl Block {
@@ -234,15 +249,15 @@ impl Block {
         let dual = config.dual_attention_layers.contains(&i);
         let n = if dual { 3 } else { 2 };
         Ok(Self {
-            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, heads, n)?,
+            img: StreamWeights::load(loader, ["norm1", "to_out.0", "ff"], OWN, heads, n, 2 * i)?,
             txt: match i + 1 == config.num_layers {
                 true => Txt::Read(Box::new((
-                    Linear::load(&loader.pp("norm1_context.linear"), d, 2 * d)?,
+                    Ada::load(&loader.pp("norm1_context.linear"), [d, 2 * d], 2 * i + 1)?,
                     QkvWeights::load(&attn, ADDED, d, heads)?,
                 ))),
                 false => {
                     let names = ["norm1_context", "to_add_out", "ff_context"];
-                    Txt::Changed(Box::new(StreamWeights::load(loader, names, ADDED, heads, 2)?))
+                    Txt::Changed(Box::new(StreamWeights::load(loader, names, ADDED, heads, 2, 2 * i + 1)?))
                 }
             },
             attn2: match dual {
@@ -256,11 +271,11 @@ impl Block {
         let site = Site::first(i);
         let (img, img_ff, second) = match &self.attn2 {
             None => {
-                let [attn, ff] = self.img.modulations(&cond.temb);
+                let [attn, ff] = self.img.modulations(cond);
                 (attn, ff, None)
             }
             Some((qkv, out)) => {
-                let [attn, ff, second] = self.img.modulations(&cond.temb);
+                let [attn, ff, second] = self.img.modulations(cond);
                 // read before the joint attention changes the stream
                 let qkv = qkv.forward(second.norm(x.img.clone(), EPS), None);
                 (attn, ff, Some((qkv, out, second)))
@@ -271,10 +286,12 @@ impl Block {
             (_, None) => (None, None),
             (Txt::Read(weights), Some(txt)) => {
                 let (norm, qkv) = &**weights;
-                (Some(qkv.forward(continuous_norm(norm, txt.clone(), &cond.temb), None)), None)
+                // AdaLayerNormContinuous, which names the scale first
+                let [scale, shift] = parts(norm.forward(cond));
+                (Some(qkv.forward(modulated_norm(txt.clone(), shift, scale, EPS), None)), None)
             }
             (Txt::Changed(weights), Some(txt)) => {
-                let [attn, ff] = weights.modulations(&cond.temb);
+                let [attn, ff] = weights.modulations(cond);
                 (Some(weights.qkv(txt, &attn, None)), Some((weights, attn, ff)))
             }
         };

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use xdit_core::checkpoint::{LoadError, Loader};
-use xdit_core::dit::Qkv;
-use xdit_core::ops::{Activation, Linear, RopeTable, gated_residual, modulated_norm, narrow};
+use xdit_core::dit::{Cond, Qkv};
+use xdit_core::ops::{Linear, RopeTable, gated_residual, modulated_norm, narrow};
 
-use crate::dit::{EPS, FeedForward, Heads, QkvWeights, project_heads};
+use crate::dit::{Ada, EPS, FeedForward, Heads, QkvWeights, project_heads};
 
 /// What the conditioning does to a part of a block: the norm before it is scaled and shifted, what comes of it is gated.
 /// Each `[batch, d_model]`.
@@ -17,9 +17,9 @@ pub struct Modulation {
 }
 
 impl Modulation {
-    /// `linear(silu(temb))` as `N` modulations.
-    pub fn of<const N: usize>(linear: &Linear, temb: &Tensor<2>) -> [Self; N] {
-        Self::cut(linear.forward(Activation::Silu.apply(temb.clone())))
+    /// What a layer makes of the condition as `N` modulations.
+    pub fn of<const N: usize>(layer: &Ada, cond: &Cond) -> [Self; N] {
+        Self::cut(layer.forward(cond))
     }
 
     /// `[batch, 3 N d]` cut into `N` times shift, scale and gate.
@@ -43,7 +43,7 @@ impl Modulation {
 /// A stream's weights in a block.
 #[derive(Debug)]
 pub struct StreamWeights {
-    norm: Linear,
+    norm: Ada,
     attn: QkvWeights,
     to_out: Linear,
     ff: FeedForward,
@@ -53,18 +53,20 @@ impl StreamWeights {
     /// - `names`: of the norm, the attention's output and the feed-forward
     /// - `qkv`: names of the attention's other parts, [`OWN`](crate::dit::OWN) or [`ADDED`](crate::dit::ADDED)
     /// - `n`: how many modulations there are
+    /// - `slot`: the place of their layer among the model's
     pub fn load(
         loader: &Loader<'_>,
         names: [&str; 3],
         qkv: [&str; 5],
         heads: Heads,
         n: usize,
+        slot: usize,
     ) -> Result<Self, LoadError> {
         let d = heads.n * heads.dim;
         let [norm, out, ff] = names;
         let attn = loader.pp("attn");
         Ok(Self {
-            norm: Linear::load(&loader.pp(norm).pp("linear"), d, 3 * n * d)?,
+            norm: Ada::load(&loader.pp(norm).pp("linear"), [d, 3 * n * d], slot)?,
             attn: QkvWeights::load(&attn, qkv, d, heads)?,
             to_out: Linear::load(&attn.pp(out), d, d)?,
             ff: FeedForward::load(&loader.pp(ff), d, 4 * d)?,
@@ -72,8 +74,13 @@ impl StreamWeights {
     }
 
     /// Of the attention, of the feed-forward, and of a second attention where there is one.
-    pub fn modulations<const N: usize>(&self, temb: &Tensor<2>) -> [Modulation; N] {
-        Modulation::of(&self.norm, temb)
+    pub fn modulations<const N: usize>(&self, cond: &Cond) -> [Modulation; N] {
+        Modulation::of(&self.norm, cond)
+    }
+
+    /// The layer that they come from.
+    pub fn ada(&self) -> &Ada {
+        &self.norm
     }
 
     /// - `m`: the attention's

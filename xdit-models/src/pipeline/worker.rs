@@ -7,6 +7,7 @@ use xdit_core::comm::{CommError, Communicator};
 use xdit_core::dit::Attention;
 use xdit_core::engine::{Halt, Team};
 use xdit_core::mesh::{Axis, Mesh};
+use xdit_core::ops;
 
 /// One rank, on a thread of its own, for as long as the pipeline lives. Whoever drops it leaves the world.
 pub struct Worker {
@@ -70,6 +71,7 @@ impl Worker {
             blocks,
             n_patches,
             warmup_steps,
+            joins_prompts: ops::is_gpu(self.world.device()),
             attn: &mut *self.attn,
             halt,
         }

@@ -84,14 +84,18 @@ fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
     let size = part.dtype().size();
     let inner: usize = dims[dim + 1..].iter().product();
     let (n, total) = (dims[dim], all[dim]);
-    // along the last dimension the numbers themselves are the row
-    let is_last = dim + 1 == dims.len() && strides[dim] == 1;
-    let outer: Vec<usize> = offsets(&dims[..dim], &strides[..dim]);
-    let (row, pitch, height) = if is_last { (n, n, 1) } else { (inner, strides[dim], n) };
+    // Along the last dimension the numbers themselves are the rows, and the dimension before says how many there are.
+    let is_last = dim > 0 && dim + 1 == dims.len() && strides[dim] == 1;
+    let first = if is_last { dim - 1 } else { dim };
+    let outer: Vec<usize> = offsets(&dims[..first], &strides[..first]);
+    let (row, height) = if is_last { (n, dims[first]) } else { (inner, n) };
+    let (pitch, to_pitch) = (strides[first], if is_last { total } else { inner });
+    // from one of the outer ones to the next, and to this part
+    let (step, skip) = if is_last { (dims[first] * total, at) } else { (total * inner, at * inner) };
     enqueue([&part], [out], move |gpu, [from], [to]| {
         for (i, offset) in outer.iter().enumerate() {
             let from = from + (offset * size) as u64;
-            let to = to + ((i * total + at) * inner * size) as u64;
+            let to = to + ((i * step + skip) * size) as u64;
             let copy = sys::CUDA_MEMCPY2D {
                 srcXInBytes: 0,
                 srcY: 0,
@@ -106,7 +110,7 @@ fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
                 dstHost: std::ptr::null_mut(),
                 dstDevice: to,
                 dstArray: std::ptr::null_mut(),
-                dstPitch: row * size,
+                dstPitch: to_pitch * size,
                 WidthInBytes: row * size,
                 Height: height,
             };
