@@ -19,7 +19,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 
 fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
     let dtype = q.dtype();
-    let scores = to_f32((q * scale).matmul(k.swap_dims(2, 3)));
+    let scores = (to_f32(q) * scale).matmul(to_f32(k).swap_dims(2, 3));
     let scores = match bias {
         Some(bias) => scores + to_f32(bias),
         None => scores,
@@ -71,7 +71,7 @@ pub fn cat_tokens(xs: Vec<Tensor<4>>) -> Tensor<4> {
 mod tests {
     use super::*;
     use crate::ops::cpu::test::{assert_close, random};
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     /// Exponentials by polynomial and sums in another order.
     const TOLERANCE: f32 = 3e-6;
@@ -97,6 +97,16 @@ mod tests {
         check(1, 40, 64, None);
         check(9, 11, 8, Some([1, 3, 9, 11]));
         check(200, 600, 16, Some([2, 1, 1, 600]));
+    }
+
+    #[test]
+    fn scores_are_f32_in_half_precision() {
+        let dev = Device::flex();
+        let half = |seed| random([1, 2, 9, 32], seed, &dev).cast(DType::BF16);
+        let (q, k, v) = (half(1), half(2), half(3));
+        let got = portable(q.clone(), k.clone(), v.clone(), None, 0.7);
+        let want = portable(to_f32(q), to_f32(k), to_f32(v), None, 0.7);
+        assert_close(got.lse, want.lse, TOLERANCE);
     }
 
     #[test]
