@@ -39,12 +39,14 @@ pub struct Components {
     counted: Option<Mutex<Vec<LoadReport>>>,
     /// Encoders that are to stay, by component.
     kept: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
+    /// By component; shared with those that only count.
+    tokenizers: Arc<Mutex<HashMap<String, Arc<Tokenizer>>>>,
 }
 
 impl Components {
     /// Nothing is read.
     pub fn new(folder: PipelineFolder, options: Options) -> Self {
-        Self { folder, options, counted: None, kept: Mutex::default() }
+        Self { folder, options, counted: None, kept: Mutex::default(), tokenizers: Arc::default() }
     }
 
     /// What the models that `build` makes would hold. They have no weights and must not be used.
@@ -56,7 +58,8 @@ impl Components {
         build: impl FnOnce(&Self) -> Result<(), PipelineError>,
     ) -> Result<Vec<LoadReport>, PipelineError> {
         let counted = Mutex::default();
-        let dry = Self { counted: Some(counted), ..Self::new(self.folder.clone(), self.options.clone()) };
+        let tokenizers = Arc::clone(&self.tokenizers);
+        let dry = Self { counted: Some(counted), tokenizers, ..Self::new(self.folder.clone(), self.options.clone()) };
         build(&dry)?;
         Ok(dry.counted.and_then(|counted| counted.into_inner().ok()).unwrap_or_default())
     }
@@ -124,13 +127,24 @@ impl Components {
         Ok(config)
     }
 
+    /// The tokenizer of `component`, which is opened once until an encoder is read: texts are ids by then.
+    fn tokenizer(&self, component: &str) -> Result<Arc<Tokenizer>, PipelineError> {
+        let mut opened = self.tokenizers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokenizer) = opened.get(component) {
+            return Ok(Arc::clone(tokenizer));
+        }
+        let tokenizer = Arc::new(Tokenizer::open(&self.folder, component)?);
+        opened.insert(component.into(), Arc::clone(&tokenizer));
+        Ok(tokenizer)
+    }
+
     /// Tokens that CLIP is shown: `model_max_length` of the tokenizer, else as many as the encoder takes.
     ///
     /// # Errors
     /// More than the encoder takes.
     pub fn clip_limit(&self, tokenizer: &str, config: &ClipTextConfig) -> Result<usize, PipelineError> {
         let most = config.max_position_embeddings;
-        match Tokenizer::open(&self.folder, tokenizer)?.model_max_length()? {
+        match self.tokenizer(tokenizer)?.model_max_length()? {
             Some(n) if n > most => Err(PipelineError::Disagree {
                 made_by: "model_max_length of the tokenizer",
                 made: n,
@@ -192,7 +206,7 @@ impl Components {
         Ok(sampler::from_config(&self.folder.component("scheduler")?.class, &config, n_steps, flow)?)
     }
 
-    /// Token ids of each text, with a warning where one is longer than `limit`.
+    /// Token ids of each text, with a warning where one is longer than `limit`. Without a text nothing is read.
     ///
     /// - `vocab_size`: of the encoder, whose table has so many entries
     ///
@@ -206,7 +220,10 @@ impl Components {
         vocab_size: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Encoded>, PipelineError> {
-        let tokenizer = Tokenizer::open(&self.folder, component)?;
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tokenizer = self.tokenizer(component)?;
         let mut all = Vec::with_capacity(texts.len());
         for text in texts {
             let encoded = tokenizer.encode(text, limit)?;
@@ -257,6 +274,9 @@ impl Components {
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
     ) -> Result<Arc<T>, PipelineError> {
+        if self.counted.is_none() && !self.options.keep_encoders {
+            self.tokenizers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let before = kept().get(component).cloned();
         if let Some(encoder) = before.and_then(|any| any.downcast().ok()) {
