@@ -7,8 +7,8 @@
 #   order of a caller's dict is lost in both parts.
 # So: hashes of files can't be compared to see whether a conversion or a re-save changed anything; compare the header as JSON
 #   and the rest as bytes. Byte tests of a writer need at most one entry.
-# xdit: its tests compare tensors, never files. The Rust crate does the same to the latents that it writes (`--output-type
-#   latent`): equal runs give files that differ in the order of metadata alone.
+# xdit: writes the header of its latents itself (`--output-type latent`), with sorted metadata: equal runs give equal files.
+#   The Rust crate's writer takes a hash map and does the same as described here. Other tests compare tensors, not files.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

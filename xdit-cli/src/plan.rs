@@ -49,7 +49,12 @@ fn bytes(n: u64) -> String {
     HumanBytes(n).to_string()
 }
 
-/// Ranks, models and devices, a table each.
+/// The ranks whose tensors are in the process's own memory.
+fn on_cpu(devices: &[(String, Vec<usize>)]) -> &[usize] {
+    devices.iter().find(|(device, _)| device == "cpu").map_or(&[], |(_, ranks)| ranks.as_slice())
+}
+
+/// Ranks, models and devices, a table each; below the devices what the process takes besides, and in all.
 fn tables(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Result<String> {
     let (rows, cols) = (plan.grid.rows, plan.grid.cols);
     let mut text = String::new();
@@ -82,6 +87,12 @@ fn tables(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Result<String> {
         let [encode, denoise, decode, peak] = [phases.encode, phases.denoise, phases.decode, phases.peak()].map(bytes);
         writeln!(text, "{device:<10} {:>6} {encode:>12} {denoise:>12} {decode:>12} {peak:>12}", ranks.len())?;
     }
+    let on_cpu = on_cpu(devices);
+    let program = plan.program(on_cpu);
+    writeln!(text, "{:<56} {:>12}", "program", bytes(program))?;
+    if !on_cpu.is_empty() {
+        writeln!(text, "{:<56} {:>12}", "process", bytes(plan.phases(on_cpu).peak() + program))?;
+    }
     Ok(text)
 }
 
@@ -108,6 +119,8 @@ fn whole_record(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Value {
         })
     };
     let device = |(device, ranks): &(String, Vec<usize>)| json!({ "device": device, "ranks": ranks, "bytes": phases(plan.phases(ranks)) });
+    let on_cpu = on_cpu(devices);
+    let program = plan.program(on_cpu);
     json!({
         "img_tokens": plan.grid.n_tokens(),
         "patches": plan.n_patches,
@@ -116,6 +129,8 @@ fn whole_record(plan: &Planned, devices: &[(String, Vec<usize>)]) -> Value {
         "encoders": plan.encoders.iter().map(model).collect::<Vec<_>>(),
         "decoder": plan.decoder.as_ref().map(model),
         "devices": devices.iter().map(device).collect::<Vec<_>>(),
+        "program_bytes": program,
+        "peak_memory_bytes": plan.phases(on_cpu).peak() + program,
     })
 }
 

@@ -143,21 +143,7 @@ fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
     }
     for span in &timeline.spans {
         let (left, width, top) = (x(span.start), (span.end - span.start) * turn - 1.0, y(span.stage));
-        let (class, fill, label) = match span.work.patch {
-            Some(patch) => ("", format!(" fill=\"{}\"", colour(patch)), patch.to_string()),
-            None => (" class=\"w\"", String::new(), "whole".to_string()),
-        };
-        let _ = writeln!(
-            out,
-            "<rect{class}{fill} x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{BOX}\" rx=\"3\"/>"
-        );
-        if width > 7.0 * label.len() as f64 {
-            let (middle, baseline) = (left + width / 2.0, top + 17.0);
-            let _ = writeln!(
-                out,
-                "<text class=\"b\" text-anchor=\"middle\" x=\"{middle:.1}\" y=\"{baseline:.1}\">{label}</text>"
-            );
-        }
+        write_box(&mut out, [left, top, width, BOX], span.work.patch.map(|patch| (patch, colour(patch))));
     }
     for flight in timeline.flights.iter().filter(|flight| flight.message.payload == Payload::Latents) {
         let (x1, y1, x2, y2) = (x(flight.sent), y(flight.from), x(flight.taken), y(flight.to) + BOX);
@@ -172,4 +158,23 @@ fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
         100.0 * schedule.bubble()
     );
     out
+}
+
+/// A patch's box in its colour, or the whole picture's; numbered where the number has room.
+fn write_box(out: &mut String, [left, top, width, height]: [f64; 4], patch: Option<(usize, String)>) {
+    let (class, fill, label) = match patch {
+        Some((patch, colour)) => ("", format!(" fill=\"{colour}\""), patch.to_string()),
+        None => (" class=\"w\"", String::new(), "whole".to_string()),
+    };
+    let _ = writeln!(
+        out,
+        "<rect{class}{fill} x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{height}\" rx=\"3\"/>"
+    );
+    if width > 7.0 * label.len() as f64 {
+        let (middle, baseline) = (left + width / 2.0, top + 17.0);
+        let _ = writeln!(
+            out,
+            "<text class=\"b\" text-anchor=\"middle\" x=\"{middle:.1}\" y=\"{baseline:.1}\">{label}</text>"
+        );
+    }
 }

@@ -83,6 +83,24 @@ fn standard_output_takes_one_picture_and_nothing_else() {
     fails(&dir, quick(&dir, &["-o", "-", "--json"]), 1, &["--json and --output - both want standard output"]);
 }
 
+#[test]
+fn equal_latents_are_equal_files() {
+    let dir = TempDir::new().expect("a folder");
+    let latents = || draw(&dir, &golden("flux-dev"), &["--output-type", "latent", "--negative-prompt", "x", "-o", "-"]);
+    let first = latents().stdout;
+    // that ten entries come in the same order twice by chance is out of the question
+    assert_eq!(latents().stdout, first);
+
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&first).expect("safetensors");
+    assert_eq!(header % 8, 0, "the data is aligned");
+    let texts = metadata.metadata().as_ref().expect("metadata");
+    assert_eq!((texts["prompt"].as_str(), texts["negative_prompt"].as_str()), ("a red cat", "x"));
+    assert!(texts["parameters"].contains("Negative prompt: x"), "{}", texts["parameters"]);
+    let file = safetensors::SafeTensors::deserialize(&first).expect("safetensors");
+    let tensor = file.tensor("latents").expect("latents");
+    assert_eq!((tensor.dtype(), tensor.data().len()), (safetensors::Dtype::F32, first.len() - 8 - header));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_terminal_takes_no_picture() {

@@ -164,3 +164,19 @@ fn values_that_are_no_numbers_end_a_picture_at_their_step() {
         }
     }
 }
+
+#[test]
+fn clips_tokenizer_is_opened_once_for_a_plan_and_its_request() {
+    for name in ["flux-dev", "sd3"] {
+        let dir = tempfile::tempdir().expect("a folder");
+        golden::copy(name, dir.path());
+        let mut pipeline = open(dir.path(), ONE);
+        let request =
+            Request { height: Some(32), width: Some(32), num_inference_steps: Some(1), ..Request::new("a cat") };
+        pipeline.plan(&request).expect("a plan");
+        std::fs::remove_dir_all(dir.path().join("tokenizer")).expect("removed");
+        assert_eq!(pipeline.generate(&request, &mut ()).expect("a picture").len(), 1);
+        // it was freed before the encoders were read
+        pipeline.generate(&request, &mut ()).expect_err("no tokenizer");
+    }
+}

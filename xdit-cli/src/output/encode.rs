@@ -1,10 +1,11 @@
 //! Results as bytes of a file.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 use anyhow::Result;
 use image_webp::{ColorType, WebPEncoder};
-use safetensors::tensor::{Dtype, TensorView, serialize};
+use serde_json::json;
 use xdit_models::pipeline::Content;
 
 use crate::args::OutputType;
@@ -57,7 +58,7 @@ impl Format {
     /// - `quality`: of JPEG, 1 to 100
     pub fn encode(self, content: &Content, quality: u8, texts: &Texts) -> Result<Vec<u8>> {
         match content {
-            Content::Latent { dims, values } => latents(dims, values, texts),
+            Content::Latent { dims, values } => Ok(latents(dims, values, texts)),
             Content::Picture { width, height, rgb } => match self {
                 Self::Jpeg => jpeg(u16::try_from(*width)?, u16::try_from(*height)?, rgb, quality, texts),
                 Self::WebP => webp(u32::try_from(*width)?, u32::try_from(*height)?, rgb, texts),
@@ -97,9 +98,15 @@ fn webp(width: u32, height: u32, rgb: &[u8], texts: &Texts) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn latents(dims: &[usize], values: &[f32], texts: &Texts) -> Result<Vec<u8>> {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, dims.to_vec(), &bytes)?;
-    let metadata = texts.all.iter().map(|(key, text)| ((*key).to_owned(), text.clone())).collect();
-    Ok(serialize([("latents", view)], Some(metadata))?)
+/// A safetensors file. The format's crate takes metadata as a hash map and writes it in the order of that, which is another
+/// one each time; equal latents are to be equal files.
+fn latents(dims: &[usize], values: &[f32], texts: &Texts) -> Vec<u8> {
+    let metadata: BTreeMap<&str, &str> = texts.all.iter().map(|(key, text)| (*key, text.as_str())).collect();
+    let tensor = json!({ "dtype": "F32", "shape": dims, "data_offsets": [0, size_of_val(values)] });
+    let mut header = json!({ "__metadata__": metadata, "latents": tensor }).to_string();
+    // data begins at a multiple of 8
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let length = (header.len() as u64).to_le_bytes();
+    let data = values.iter().flat_map(|value| value.to_le_bytes());
+    length.into_iter().chain(header.into_bytes()).chain(data).collect()
 }

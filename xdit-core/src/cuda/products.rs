@@ -8,7 +8,7 @@ use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue, cublasLtMatmulAlgo_t as Algorithm,
     cublasLtMatmulAlgoConfigAttributes_t as Config, cublasLtMatmulDescAttributes_t as Attribute,
-    cublasLtMatmulPreferenceAttributes_t as Preference, cudaDataType,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayoutAttribute_t as Layout, cudaDataType,
 };
 
 use super::CudaError;
@@ -18,7 +18,7 @@ use super::tuning;
 /// `out = act(x weight^T + bias)`, or what is added to `out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
-    /// Rows of `x` and of `out`.
+    /// Rows of `x` and of `out`, of each of the batch.
     pub m: usize,
     /// Columns of `x` and of the weight.
     pub k: usize,
@@ -26,6 +26,10 @@ pub struct Product {
     pub n: usize,
     /// From row to row of `x`, of the weight and of `out`, in numbers.
     pub strides: [usize; 3],
+    /// How many such products there are, by the same weight.
+    pub batch: usize,
+    /// From one of the batch to the next of `x` and of `out`, in numbers.
+    pub batch_strides: [usize; 2],
     /// Of all four.
     pub kind: Kind,
     /// Whether there is a bias, `[n]`.
@@ -66,13 +70,13 @@ impl Kind {
 /// Addresses of a [`Product`]'s operands.
 #[derive(Debug, Clone, Copy)]
 pub struct Operands {
-    /// `[m, k]`
+    /// `[batch, m, k]`
     pub x: u64,
     /// `[n, k]`
     pub weight: u64,
     /// `[n]`; not read where there is none
     pub bias: u64,
-    /// `[m, n]`
+    /// `[batch, m, n]`
     pub out: u64,
 }
 
@@ -125,9 +129,10 @@ impl Gpu {
         }
         let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
         let (mut plan, candidates) = Plan::new(handle, product).map_err(failed)?;
-        let work = 2.0 * product.m as f64 * product.k as f64 * product.n as f64;
+        let work = 2.0 * (product.batch * product.m) as f64 * product.k as f64 * product.n as f64;
         if candidates.len() > 1 && work >= tuning::WORTH_IT {
-            let bytes = ((product.m - 1) * product.strides[2] + product.n) * product.kind.size();
+            let last = (product.batch - 1) * product.batch_strides[1] + (product.m - 1) * product.strides[2];
+            let bytes = (last + product.n) * product.kind.size();
             plan.algorithm = tuning::fastest(self, &candidates, bytes, |gpu, algorithm, out| {
                 gpu.run(product, &plan, Operands { out, ..operands }, algorithm)
             })?;
@@ -181,9 +186,17 @@ impl Plan {
     /// And all algorithms that serve it, the one of the plan first.
     fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<(Self, Vec<Algorithm>), CublasError> {
         let data = product.kind.data();
-        let layout = |columns: usize, rows: usize, stride| {
-            lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)
+        let layout = |columns: usize, rows: usize, stride, batch_stride: usize| {
+            let layout = lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)?;
+            let (batch, step) = (product.batch as i32, batch_stride as i64);
+            // SAFETY: the attributes have these types
+            unsafe {
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch)?;
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step)?;
+            }
+            Ok::<_, CublasError>(layout)
         };
+        let [x_batch, out_batch] = product.batch_strides;
         let [x_stride, weight_stride, out_stride] = product.strides;
         let desc = lt::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         let epilogue = match (product.gelu, product.has_bias) {
@@ -198,8 +211,13 @@ impl Plan {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
-        let weight = layout(product.k, product.n, weight_stride)?;
-        let of = |m| Ok::<_, CublasError>((layout(product.k, m, x_stride)?, layout(product.n, m, out_stride)?));
+        let weight = layout(product.k, product.n, weight_stride, 0)?;
+        let of = |m| {
+            Ok::<_, CublasError>((
+                layout(product.k, m, x_stride, x_batch)?,
+                layout(product.n, m, out_stride, out_batch)?,
+            ))
+        };
         let (x, out) = of(product.m)?;
         let mut plan = Self { desc, weight, x, out, algorithm: Algorithm { data: [0; 8] } };
         let candidates = match product.m {
@@ -276,6 +294,13 @@ fn sums_in_one_go(algorithm: &Algorithm) -> bool {
     let pieces = read(Config::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
     let scheme = read(Config::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
     pieces.is_some_and(|n| n <= 1) && scheme == Some(0)
+}
+
+/// # Safety
+/// The attribute's type is `T`.
+unsafe fn set_layout<T>(layout: sys::cublasLtMatrixLayout_t, which: Layout, value: &T) -> Result<(), CublasError> {
+    // SAFETY: by this function's contract
+    unsafe { lt::set_matrix_layout_attribute(layout, which, std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
 /// # Safety

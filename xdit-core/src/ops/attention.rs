@@ -6,8 +6,12 @@ use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::linear::Linears;
+use super::rope::norm_rope;
 use super::tensors::{cat, to_dtype, to_f32};
-use super::types::Attended;
+#[cfg(feature = "cuda")]
+use super::types::QkvPart;
+use super::types::{Attended, HeadNorm, RopeTable};
 
 /// `softmax(scale q k^T + bias) v`.
 ///
@@ -27,7 +31,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 
 fn portable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
     let dtype = q.dtype();
-    let scores = to_f32((q * scale).matmul(k.swap_dims(2, 3)));
+    let scores = (to_f32(q) * scale).matmul(to_f32(k).swap_dims(2, 3));
     let scores = match bias {
         Some(bias) => scores + to_f32(bias),
         None => scores,
@@ -58,6 +62,53 @@ fn portable_merge(a: Attended, b: Attended) -> Attended {
     let share = |w: Tensor<3>| (w / sum.clone().clamp_min(f32::MIN_POSITIVE)).unsqueeze_dim::<4>(3);
     let out = to_f32(a.out) * share(wa) + to_f32(b.out) * share(wb);
     Attended { out, lse: max + sum.log() }
+}
+
+/// What a stream's queries, keys and values are made of.
+#[derive(Debug, Clone)]
+pub struct QkvOf<'a> {
+    /// `[batch, tokens, d_model]`, normalised
+    pub x: Tensor<3>,
+    /// The layers of queries, keys and values.
+    pub layers: &'a Linears,
+    /// Of the queries' heads.
+    pub norm_q: &'a HeadNorm,
+    /// Of the keys' heads.
+    pub norm_k: &'a HeadNorm,
+    /// How both are turned.
+    pub rope: Option<&'a RopeTable>,
+}
+
+#[cfg(feature = "cuda")]
+impl QkvOf<'_> {
+    fn part(&self) -> Option<QkvPart<'_>> {
+        let (weight, bias) = self.layers.whole()?;
+        Some(QkvPart { x: self.x.clone(), weight, bias, norms: [self.norm_q, self.norm_k], rope: self.rope })
+    }
+}
+
+/// Queries, keys and values of streams that attend as one sequence, in the order of the streams; each
+/// `[batch, heads, tokens of all, head_dim]`.
+pub fn joint_qkv(streams: Vec<QkvOf<'_>>, n_heads: usize) -> [Tensor<4>; 3] {
+    choose!(
+        &streams[0].x,
+        cpu: None,
+        cuda: cuda::joint_qkv(&streams.iter().map(QkvOf::part).collect::<Option<Vec<_>>>()?, n_heads),
+        portable: portable_joint_qkv(streams, n_heads),
+    )
+}
+
+fn portable_joint_qkv(streams: Vec<QkvOf<'_>>, n_heads: usize) -> [Tensor<4>; 3] {
+    let mut parts: [Vec<Tensor<4>>; 3] = Default::default();
+    for QkvOf { x, layers, norm_q, norm_k, rope } in streams {
+        let mut heads = layers.forward(x).into_iter().map(|x| split_heads(x, n_heads));
+        let mut next = || heads.next().expect("layers of queries, keys and values");
+        let [q, k, v] = [next(), next(), next()];
+        for (part, x) in parts.iter_mut().zip([norm_rope(q, norm_q, rope), norm_rope(k, norm_k, rope), v]) {
+            part.push(x);
+        }
+    }
+    parts.map(|mut part| if part.len() == 1 { part.remove(0) } else { cat_tokens(part) })
 }
 
 /// `[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`, a view.
@@ -94,7 +145,7 @@ pub fn cat_tokens(xs: Vec<Tensor<4>>) -> Tensor<4> {
 mod tests {
     use super::*;
     use crate::ops::cpu::test::{assert_close, random};
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     /// Exponentials by polynomial and sums in another order.
     const TOLERANCE: f32 = 3e-6;
@@ -120,6 +171,16 @@ mod tests {
         check(1, 40, 64, None);
         check(9, 11, 8, Some([1, 3, 9, 11]));
         check(200, 600, 16, Some([2, 1, 1, 600]));
+    }
+
+    #[test]
+    fn scores_are_f32_in_half_precision() {
+        let dev = Device::flex();
+        let half = |seed| random([1, 2, 9, 32], seed, &dev).cast(DType::BF16);
+        let (q, k, v) = (half(1), half(2), half(3));
+        let got = portable(q.clone(), k.clone(), v.clone(), None, 0.7);
+        let want = portable(to_f32(q), to_f32(k), to_f32(v), None, 0.7);
+        assert_close(got.lse, want.lse, TOLERANCE);
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Linear {
         let weight = choose!(
             &weight,
             cpu: cpu::Panels::of(&weight).map(Weight::Panels),
-            cuda: None,
+            cuda: cuda::packed(&weight).map(Weight::Rows),
             portable: Weight::Rows(weight),
         );
         Self { weight, bias }
@@ -148,6 +148,15 @@ impl Linears {
         let bias = (!biases.is_empty()).then(|| cat(biases, 0));
         let widths = layers.iter().map(Linear::d_out).collect();
         Some(Self(Together::Joined(Linear::new(cat(weights, 0), bias), widths)))
+    }
+
+    /// The weight and the bias of all layers in one, where they are computed so.
+    #[cfg(feature = "cuda")]
+    pub(super) fn whole(&self) -> Option<(&Tensor<2>, Option<&Tensor<1>>)> {
+        match &self.0 {
+            Together::Joined(Linear { weight: Weight::Rows(weight), bias }, _) => Some((weight, bias.as_ref())),
+            _ => None,
+        }
     }
 
     /// What each layer makes of `x`, `[.., in] -> [.., out]`.

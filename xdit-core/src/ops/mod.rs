@@ -24,7 +24,7 @@ mod rope;
 mod tensors;
 mod types;
 
-pub use attention::{attention, cat_tokens, merge_attended, merge_heads, split_heads};
+pub use attention::{QkvOf, attention, cat_tokens, joint_qkv, merge_attended, merge_heads, split_heads};
 pub use choose::is_gpu;
 pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Linear, Linears, geglu, linear_cat};

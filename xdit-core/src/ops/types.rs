@@ -57,6 +57,22 @@ pub struct RopeTable {
     pub sin: Tensor<2>,
 }
 
+/// A stream's part in queries, keys and values, its layers' weights as one.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+pub struct QkvPart<'a> {
+    /// `[batch, tokens, in]`
+    pub x: Tensor<3>,
+    /// `[3 heads head_dim, in]`
+    pub weight: &'a Tensor<2>,
+    /// `[3 heads head_dim]`
+    pub bias: Option<&'a Tensor<1>>,
+    /// Of the queries' heads, and of the keys'.
+    pub norms: [&'a HeadNorm; 2],
+    /// How both are turned.
+    pub rope: Option<&'a RopeTable>,
+}
+
 /// What attention returns.
 #[derive(Debug, Clone)]
 pub struct Attended {

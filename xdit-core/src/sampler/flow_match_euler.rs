@@ -87,6 +87,30 @@ impl Default for FlowMatchEulerConfig {
     }
 }
 
+impl FlowMatchEulerConfig {
+    /// After the fixed shift; `single`: of f32 numbers.
+    fn shifted(&self, sigma: f64, single: bool) -> f64 {
+        let round = |x| rounded(x, single);
+        let shift = round(self.shift);
+        round(round(shift * sigma) / round(1.0 + round(round(self.shift - 1.0) * sigma)))
+    }
+
+    /// Evenly spaced noise levels between the ends of the training schedule, which is f32 and shifted once already.
+    fn between_ends(&self, n_steps: usize) -> Vec<f64> {
+        let train = self.num_train_timesteps as f64;
+        let end = |t: f64| {
+            let sigma = rounded(t / rounded(train, true), true);
+            if self.use_dynamic_shifting { sigma } else { self.shifted(sigma, true) }
+        };
+        linspace(end(train) * train, end(1.0) * train, n_steps).map(|t| t / train).collect()
+    }
+}
+
+/// To f32, if upstream's number is one.
+fn rounded(x: f64, single: bool) -> f64 {
+    if single { f64::from(x as f32) } else { x }
+}
+
 /// The dynamic shift `mu` for a picture of `n_tokens` image tokens, as the pipelines compute it.
 pub fn calculate_shift(n_tokens: usize, config: &FlowMatchEulerConfig) -> f64 {
     let (base, max) = (config.base_image_seq_len as f64, config.max_image_seq_len as f64);
@@ -128,24 +152,11 @@ impl FlowMatchEuler {
         }
 
         // every operation on f32 arrays upstream rounds to f32; f64 and one rounding after it give the same
-        let rounded = |single: bool| move |x: f64| if single { f64::from(x as f32) } else { x };
-        let shifted = |sigma: f64, single: bool| {
-            let round = rounded(single);
-            let shift = round(config.shift);
-            round(round(shift * sigma) / round(1.0 + round(round(config.shift - 1.0) * sigma)))
-        };
-        let round = rounded(sigmas.is_some());
-        let train = config.num_train_timesteps as f64;
+        let (single, train) = (sigmas.is_some(), config.num_train_timesteps as f64);
+        let round = |x: f64| rounded(x, single);
         let mut values: Vec<f64> = match sigmas {
             Some(sigmas) => sigmas.iter().map(|s| round(*s)).collect(),
-            None => {
-                // between the ends of the training schedule, which is f32 and shifted once already
-                let end = |t: f64| {
-                    let sigma = rounded(true)(t / rounded(true)(train));
-                    if config.use_dynamic_shifting { sigma } else { shifted(sigma, true) }
-                };
-                linspace(end(train) * train, end(1.0) * train, n_steps).map(|t| t / train).collect()
-            }
+            None => config.between_ends(n_steps),
         };
         if config.use_dynamic_shifting {
             let mu = mu.ok_or(SamplerError::NoShift)?;
@@ -155,7 +166,7 @@ impl FlowMatchEuler {
             });
             values.iter_mut().for_each(|s| *s = round(by / round(by + round(round(1.0 / *s) - 1.0))));
         } else {
-            values.iter_mut().for_each(|s| *s = shifted(*s, sigmas.is_some()));
+            values.iter_mut().for_each(|s| *s = config.shifted(*s, single));
         }
         if let (Some(terminal), Some(last)) = (config.shift_terminal.filter(|t| *t != 0.0), values.last()) {
             let scale = round(round(1.0 - last) / round(1.0 - terminal));

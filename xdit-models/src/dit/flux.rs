@@ -10,9 +10,7 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{
-    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
-};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TokenGrid, parted};
 use xdit_core::ops::{self, Activation, Linear, RopeTable, linear_cat, merge_heads};
 
 use crate::dit::stream::{Modulation, StreamWeights};
@@ -267,10 +265,10 @@ impl DoubleBlock {
 
     fn forward(&self, ctx: &mut Ctx<'_>, site: Site, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
         let [img, img_ff] = self.img.modulations(cond);
-        let img_qkv = self.img.qkv(&x.img, &img, ctx.positions.img_rope().as_ref());
         let txt = x.txt.map(|x| (x, self.txt.modulations::<2>(cond)));
-        let txt_qkv = txt.as_ref().map(|(x, [m, _])| self.txt.qkv(x, m, ctx.positions.txt_rope().as_ref()));
-        let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
+        let (txt_rope, img_rope) = (ctx.positions.txt_rope(), ctx.positions.img_rope());
+        let txt_qkv = txt.as_ref().map(|(x, [m, _])| self.txt.qkv(x, m, txt_rope.as_ref()));
+        let (qkv, n_txt) = self.img.joint_qkv(&x.img, &img, img_rope.as_ref(), txt_qkv);
         let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
         let txt = txt.zip(txt_attn).map(|((x, [m, ff]), attn)| {
             // the image is not clipped here upstream

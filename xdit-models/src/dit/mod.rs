@@ -15,8 +15,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{Cond, DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
-    self, Activation, HeadNorm, LayerNorm, Linear, Linears, RopeTable, merge_heads, modulated_norm, norm_rope,
-    split_heads,
+    self, Activation, HeadNorm, LayerNorm, Linear, Linears, QkvOf, RopeTable, joint_qkv, merge_heads, modulated_norm,
+    norm_rope, split_heads,
 };
 
 /// Added to variances, everywhere in these models.
@@ -266,8 +266,21 @@ impl QkvWeights {
 
     /// - `x`: `[batch, tokens, d_model]`, normalised
     pub fn forward(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Qkv {
-        let [q, k, v] = split_all(self.qkv.forward(x), self.n_heads);
-        Qkv { q: norm_rope(q, &self.norm_q, rope), k: norm_rope(k, &self.norm_k, rope), v }
+        let [q, k, v] = joint_qkv(vec![self.of(x, rope)], self.n_heads);
+        Qkv { q, k, v }
+    }
+
+    /// Of a text and an image as one sequence, the text first, and the number of its text tokens.
+    pub fn joint(&self, img: Tensor<3>, rope: Option<&RopeTable>, txt: Option<QkvOf<'_>>) -> (Qkv, usize) {
+        let n_txt = txt.as_ref().map_or(0, |txt| txt.x.dims()[1]);
+        let streams = txt.into_iter().chain([self.of(img, rope)]).collect();
+        let [q, k, v] = joint_qkv(streams, self.n_heads);
+        (Qkv { q, k, v }, n_txt)
+    }
+
+    /// What they are made of.
+    pub fn of<'a>(&'a self, x: Tensor<3>, rope: Option<&'a RopeTable>) -> QkvOf<'a> {
+        QkvOf { x, layers: &self.qkv, norm_q: &self.norm_q, norm_k: &self.norm_k, rope }
     }
 }
 

@@ -11,9 +11,7 @@ use burn::tensor::{DType, Tensor};
 use serde::Deserialize;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::comm::CommError;
-use xdit_core::dit::{
-    Cond, Ctx, Dit, DitSpec, Inputs, Positions, Qkv, Site, Streams, TextEmbeddings, TokenGrid, parted,
-};
+use xdit_core::dit::{Cond, Ctx, Dit, DitSpec, Inputs, Positions, Site, Streams, TextEmbeddings, TokenGrid, parted};
 use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::StreamWeights;
@@ -281,21 +279,20 @@ impl Block {
                 (attn, ff, Some((qkv, out, second)))
             }
         };
-        let img_qkv = self.img.qkv(&x.img, &img, None);
         let (txt_qkv, changed) = match (&self.txt, &x.txt) {
             (_, None) => (None, None),
             (Txt::Read(weights), Some(txt)) => {
                 let (norm, qkv) = &**weights;
                 // AdaLayerNormContinuous, which names the scale first
                 let [scale, shift] = parts(norm.forward(cond));
-                (Some(qkv.forward(modulated_norm(txt.clone(), shift, scale, EPS), None)), None)
+                (Some(qkv.of(modulated_norm(txt.clone(), shift, scale, EPS), None)), None)
             }
             (Txt::Changed(weights), Some(txt)) => {
                 let [attn, ff] = weights.modulations(cond);
                 (Some(weights.qkv(txt, &attn, None)), Some((weights, attn, ff)))
             }
         };
-        let (qkv, n_txt) = Qkv::joined(txt_qkv, img_qkv);
+        let (qkv, n_txt) = self.img.joint_qkv(&x.img, &img, None, txt_qkv);
         let (txt_attn, img_attn) = parted(ctx.attn.joint(site, qkv, n_txt)?, n_txt);
 
         let mut new_img = self.img.attended(x.img, img_attn, &img);

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{Cond, Qkv};
-use xdit_core::ops::{Linear, RopeTable, gated_residual, modulated_norm, narrow};
+use xdit_core::ops::{Linear, QkvOf, RopeTable, gated_residual, modulated_norm, narrow};
 
 use crate::dit::{Ada, EPS, FeedForward, Heads, QkvWeights, project_heads};
 
@@ -83,9 +83,24 @@ impl StreamWeights {
         &self.norm
     }
 
+    /// What its queries, keys and values are made of.
+    ///
     /// - `m`: the attention's
-    pub fn qkv(&self, x: &Tensor<3>, m: &Modulation, rope: Option<&RopeTable>) -> Qkv {
-        self.attn.forward(m.norm(x.clone(), EPS), rope)
+    pub fn qkv<'a>(&'a self, x: &Tensor<3>, m: &Modulation, rope: Option<&'a RopeTable>) -> QkvOf<'a> {
+        self.attn.of(m.norm(x.clone(), EPS), rope)
+    }
+
+    /// Queries, keys and values of this stream behind a text's, and the number of the text's tokens.
+    ///
+    /// - `m`: the attention's
+    pub fn joint_qkv(
+        &self,
+        x: &Tensor<3>,
+        m: &Modulation,
+        rope: Option<&RopeTable>,
+        txt: Option<QkvOf<'_>>,
+    ) -> (Qkv, usize) {
+        self.attn.joint(m.norm(x.clone(), EPS), rope, txt)
     }
 
     /// The stream after the attention.

@@ -14,7 +14,6 @@ use crate::bench::text::TextSizes;
 use crate::bench::work::Work;
 use crate::pipeline::draw::{Pictures, Stage};
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::estimate;
 use crate::pipeline::generate::Pipeline;
 use crate::pipeline::reading::Reader;
 use crate::pipeline::request::{OutputType, Request, Settings};
@@ -100,8 +99,8 @@ impl Pipeline {
         let blocks = self.blocks()?;
         let n_patches = self.n_patches(&settings, &guidance)?;
         self.launch()?;
-        self.check_memory(&settings, estimate::free_memory(), observer)?;
-        let weight_bytes = self.check_weights(&blocks, estimate::free_memory())?;
+        self.check_memory(request, &settings, &guidance, observer)?;
+        let weight_bytes = self.weight_bytes(&blocks)?;
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_img)?;
         let text = self.architecture.text(&self.components, settings.max_sequence_length)?;
         let passes = if guidance.guided { 2 } else { 1 };
@@ -164,14 +163,9 @@ impl Pipeline {
         Ok(all.expect("the first rank hands its measurement over before it is done"))
     }
 
-    /// Bytes of the weights of all stages; refuses what the CPU's memory is too small for.
-    fn check_weights(&self, blocks: &[Range<usize>], free: Option<u64>) -> Result<u64, PipelineError> {
-        let resident = |stage| Ok(self.stage_report(stage, blocks.len() == 1)?.resident);
-        let needed = blocks.iter().map(resident).sum::<Result<u64, PipelineError>>()?;
-        match free.filter(|free| self.on_cpu > 0 && needed > *free) {
-            Some(free) => Err(PipelineError::WeightMemory { needed, free }),
-            None => Ok(needed),
-        }
+    /// Bytes of the weights of all stages.
+    fn weight_bytes(&self, blocks: &[Range<usize>]) -> Result<u64, PipelineError> {
+        blocks.iter().map(|stage| Ok(self.stage_report(stage, blocks.len() == 1)?.resident)).sum()
     }
 }
 

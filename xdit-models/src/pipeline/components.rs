@@ -36,17 +36,19 @@ pub struct Components {
     /// Precision and variant.
     pub options: Options,
     /// Whether there are no checkpoints: see [`Loader::drawn`].
-    drawn: bool,
+    pub(super) drawn: bool,
     /// What each component came to, where weights are only counted: see [`Loader::dry`].
     counted: Option<Mutex<Vec<LoadReport>>>,
     /// Encoders that are to stay, by component.
     kept: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
+    /// By component; shared with those that only count.
+    tokenizers: Arc<Mutex<HashMap<String, Arc<Tokenizer>>>>,
 }
 
 impl Components {
     /// Nothing is read.
     pub fn new(folder: PipelineFolder, options: Options) -> Self {
-        Self { folder, options, drawn: false, counted: None, kept: Mutex::default() }
+        Self { folder, options, drawn: false, counted: None, kept: Mutex::default(), tokenizers: Arc::default() }
     }
 
     /// Without checkpoints: weights are random numbers.
@@ -63,8 +65,9 @@ impl Components {
         build: impl FnOnce(&Self) -> Result<(), PipelineError>,
     ) -> Result<Vec<LoadReport>, PipelineError> {
         let counted = Mutex::default();
+        let tokenizers = Arc::clone(&self.tokenizers);
         let new = Self::new(self.folder.clone(), self.options.clone());
-        let dry = Self { counted: Some(counted), drawn: self.drawn, ..new };
+        let dry = Self { counted: Some(counted), tokenizers, drawn: self.drawn, ..new };
         build(&dry)?;
         Ok(dry.counted.and_then(|counted| counted.into_inner().ok()).unwrap_or_default())
     }
@@ -132,6 +135,17 @@ impl Components {
         Ok(config)
     }
 
+    /// The tokenizer of `component`, which is opened once until an encoder is read: texts are ids by then.
+    fn tokenizer(&self, component: &str) -> Result<Arc<Tokenizer>, PipelineError> {
+        let mut opened = self.tokenizers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokenizer) = opened.get(component) {
+            return Ok(Arc::clone(tokenizer));
+        }
+        let tokenizer = Arc::new(Tokenizer::open(&self.folder, component)?);
+        opened.insert(component.into(), Arc::clone(&tokenizer));
+        Ok(tokenizer)
+    }
+
     /// Tokens that CLIP is shown: `model_max_length` of the tokenizer, else as many as the encoder takes. Only a folder for
     /// measurements is without a tokenizer.
     ///
@@ -142,7 +156,7 @@ impl Components {
         if self.drawn {
             return Ok(most);
         }
-        match Tokenizer::open(&self.folder, tokenizer)?.model_max_length()? {
+        match self.tokenizer(tokenizer)?.model_max_length()? {
             Some(n) if n > most => Err(PipelineError::Disagree {
                 made_by: "model_max_length of the tokenizer",
                 made: n,
@@ -204,7 +218,7 @@ impl Components {
         Ok(sampler::from_config(&self.folder.component("scheduler")?.class, &config, n_steps, flow)?)
     }
 
-    /// Token ids of each text, with a warning where one is longer than `limit`.
+    /// Token ids of each text, with a warning where one is longer than `limit`. Without a text nothing is read.
     ///
     /// - `vocab_size`: of the encoder, whose table has so many entries
     ///
@@ -218,7 +232,10 @@ impl Components {
         vocab_size: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Encoded>, PipelineError> {
-        let tokenizer = Tokenizer::open(&self.folder, component)?;
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tokenizer = self.tokenizer(component)?;
         let mut all = Vec::with_capacity(texts.len());
         for text in texts {
             let encoded = tokenizer.encode(text, limit)?;
@@ -269,6 +286,9 @@ impl Components {
         observer: &mut dyn Observer,
         build: impl FnOnce(&Loader<'_>) -> Result<T, ModelError>,
     ) -> Result<Arc<T>, PipelineError> {
+        if self.counted.is_none() && !self.options.keep_encoders {
+            self.tokenizers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let before = kept().get(component).cloned();
         if let Some(encoder) = before.and_then(|any| any.downcast().ok()) {

@@ -88,8 +88,8 @@ pub enum PipelineError {
     },
     /// More than there is memory for.
     #[error(
-        "a picture of {height}x{width} (height x width) is {n_tokens} tokens, whose activations take about \
-         {} GiB of memory where {} are free; a step would take about {time}", gib(*needed), gib(*free)
+        "a picture of {height}x{width} (height x width), {n_tokens} tokens, takes about {} GiB of memory, {} of them the \
+         program's own, where {} are free; a step would take about {time}", gib(*needed), gib(*program), gib(*free)
     )]
     Memory {
         /// Pixels.
@@ -98,20 +98,14 @@ pub enum PipelineError {
         width: usize,
         /// Of image and text.
         n_tokens: usize,
-        /// Bytes, estimated.
+        /// Bytes, estimated: of everything that is not in memory yet.
         needed: u64,
+        /// Bytes of these that are neither weights nor activations.
+        program: u64,
         /// Bytes.
         free: u64,
         /// Of a step, estimated.
         time: String,
-    },
-    /// A transformer that there is no memory for.
-    #[error("the transformer's weights are {} GiB and {} are free", gib(*needed), gib(*free))]
-    WeightMemory {
-        /// Bytes.
-        needed: u64,
-        /// Bytes.
-        free: u64,
     },
     /// The observer asked for it.
     #[error("cancelled during {0}")]

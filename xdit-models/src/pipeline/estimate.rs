@@ -1,32 +1,80 @@
-//! What a picture takes, roughly and without running anything: arithmetic of a step, memory of activations.
+//! What a request takes, before anything of it runs: whether the memory suffices, how long a step may take.
 
 use std::time::Duration;
 
 use xdit_core::dit::DitSpec;
+use xdit_core::observer::Observer;
 
-/// Tensors of the size of all tokens that a block has in memory at once: two streams, queries, keys and values with their
-/// copies by head, the attention's output, and the feed-forward's wide layer, which counts for four.
-const LIVE_TENSORS: u64 = 12;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::generate::{Applied, Pipeline};
+use crate::pipeline::request::{Request, Settings};
+
+/// Seconds of a step that are worth a warning.
+const LONG_STEP: u64 = 300;
 /// f32 operations a second that a core is taken to do, for want of a measurement. Today's cores do two to five times
 /// as many in these kernels.
 const FLOPS_OF_A_CORE: f64 = 20e9;
 
 /// Operations of one pass through all blocks: the dense layers' `24 d^2` and attention's `4 d` for each other token, of
 /// each token.
-pub fn flops_of_a_pass(spec: &DitSpec, n_tokens: usize) -> f64 {
+fn flops_of_a_pass(spec: &DitSpec, n_tokens: usize) -> f64 {
     let (n, d) = (n_tokens as f64, spec.d_model() as f64);
     spec.n_blocks as f64 * n * d * (24.0 * d + 4.0 * n)
 }
 
-/// Bytes of activations that a pass has in memory at once.
-///
-/// - `size`: bytes of a number
-pub fn activation_bytes(spec: &DitSpec, n_tokens: usize, size: usize) -> u64 {
-    [n_tokens, spec.d_model(), size].iter().fold(LIVE_TENSORS, |bytes, n| bytes.saturating_mul(*n as u64))
+impl Pipeline {
+    /// Refuses what the CPU's memory is too small for, and says how long a step takes if that is long.
+    pub(super) fn check_memory(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        guidance: &Applied,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
+        self.check_free(request, settings, guidance, free_memory(), observer)
+    }
+
+    fn check_free(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        guidance: &Applied,
+        free: Option<u64>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
+        if self.on_cpu.is_empty() {
+            return Ok(());
+        }
+        let plan = self.plan_steps(request, settings, guidance, settings.num_inference_steps)?;
+        let planned = plan.phases(&self.on_cpu).peak();
+        let program = plan.program(&self.on_cpu);
+        // a later request finds its weights in memory, and the program
+        let needed = match self.holds_weights() {
+            true => planned - plan.weights(&self.on_cpu),
+            false => planned + program,
+        };
+        let config = self.mesh.config();
+        // ranks that share a picture share its tokens
+        let at_once = (self.on_cpu.len() / (config.ulysses * config.ring * config.pipefusion)).max(1);
+        let n_tokens = plan.grid.n_tokens() + if self.spec.joint { plan.n_txt } else { 0 };
+        let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let time = time_on_cpu(flops_of_a_pass(&self.spec, n_tokens) * at_once as f64, n_cores);
+        if let Some(free) = free.filter(|free| needed > *free) {
+            let ([height, width], time) = (settings.drawn, said(time));
+            return Err(PipelineError::Memory { height, width, n_tokens, needed, program, free, time });
+        }
+        if time.as_secs() >= LONG_STEP {
+            observer.warn(&format!(
+                "a step over {n_tokens} tokens may take {} on {n_cores} cores, if a core does 20 billion operations a second",
+                said(time)
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The time of so many operations on the CPU, at a rate that is assumed.
-pub fn time_on_cpu(flops: f64, n_cores: usize) -> Duration {
+fn time_on_cpu(flops: f64, n_cores: usize) -> Duration {
     let seconds = flops / (FLOPS_OF_A_CORE * n_cores.max(1) as f64);
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
@@ -59,7 +107,7 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 }
 
 /// A duration as people say it.
-pub fn said(time: Duration) -> String {
+fn said(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} seconds"),
         seconds @ 120..7200 => format!("{} minutes", seconds / 60),
@@ -70,7 +118,10 @@ pub fn said(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::FloatDType;
+
     use super::*;
+    use crate::pipeline::options::{ModelSource, Options};
 
     const FLUX: DitSpec =
         DitSpec { n_blocks: 57, n_heads: 24, head_dim: 128, channels: 64, joint: true, txt_each_step: false };
@@ -80,11 +131,6 @@ mod tests {
         // 4096 image tokens and 512 of text: about 60 TFLOP
         let flops = flops_of_a_pass(&FLUX, 4096 + 512);
         assert!((5e13..9e13).contains(&flops), "{flops}");
-        let bytes = activation_bytes(&FLUX, 4096 + 512, 4);
-        assert!((300 << 20..2 << 30).contains(&bytes), "{bytes}");
-        // at 16384 pixels tokens of 16 are 256 times as many
-        assert!(activation_bytes(&FLUX, 1 << 20, 4) > 100 << 30);
-        assert_eq!(activation_bytes(&FLUX, usize::MAX, 4), u64::MAX);
     }
 
     #[test]
@@ -94,5 +140,32 @@ mod tests {
         assert_eq!(time_on_cpu(f64::INFINITY, 1), Duration::MAX);
         assert_eq!(said(time_on_cpu(20e9 * 60.0 * 300.0, 2)), "2 hours");
         assert_eq!(said(Duration::from_secs(119)), "119 seconds");
+    }
+
+    #[test]
+    fn what_is_refused_before_a_run_is_what_a_plan_says() {
+        let options = Options::new(FloatDType::F32);
+        let open = Pipeline::open(&ModelSource::Builtin, options, xdit_comm::local::world, &mut ());
+        let mut pipeline = open.expect("the built-in model");
+        let request = Request { num_inference_steps: Some(1), ..Request::new("a large red circle") };
+        let settings = pipeline.settings(&request).expect("settings");
+        let guidance = pipeline.guidance(&request, &settings);
+        let plan = pipeline.plan(&request).expect("a plan");
+        let (planned, program) = (plan.phases(&[0]).peak(), plan.program(&[0]));
+        let check = |pipeline: &Pipeline, free| {
+            pipeline.check_free(&request, &settings, &guidance, Some(free), &mut ()).map_err(|error| error.to_string())
+        };
+
+        pipeline.launch().expect("a rank");
+        assert_eq!(check(&pipeline, planned + program), Ok(()));
+        let said = check(&pipeline, planned + program - 1).expect_err("a byte is missing");
+        let first = "a picture of 256x256 (height x width), 304 tokens, takes about 0.2 GiB of memory, 0.1 of them the \
+                     program's own, where 0.2 are free; a step would take about ";
+        assert!(said.starts_with(first), "{said}");
+        // then the weights are in memory
+        pipeline.generate(&request, &mut ()).expect("a picture");
+        let more = planned - plan.weights(&[0]);
+        assert_eq!(check(&pipeline, more), Ok(()));
+        assert!(check(&pipeline, more - 1).is_err());
     }
 }

@@ -19,7 +19,6 @@ use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
 use crate::pipeline::draw::{Pictures, Product, Stage};
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::estimate;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::idle;
 use crate::pipeline::memory::RankMemory;
@@ -30,9 +29,6 @@ use crate::pipeline::request::{Defaults, Output, OutputType, Request, RequestErr
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
 use crate::{builtin, hub};
-
-/// Seconds of a step that are worth a warning.
-const LONG_STEP: u64 = 300;
 
 /// A request's guidance, as the engine takes it.
 pub(super) struct Applied {
@@ -59,7 +55,7 @@ pub struct Pipeline {
     pub(super) mesh: Mesh,
     launch: Option<Box<Launch>>,
     /// Ranks of this process whose device is the CPU.
-    pub(super) on_cpu: usize,
+    pub(super) on_cpu: Vec<usize>,
     pub(super) workers: Workers,
     pub(super) held: Held,
     ranks: Vec<RankMemory>,
@@ -121,7 +117,7 @@ impl Pipeline {
             architecture,
             is_builtin,
             launch: Some(Box::new(launch)),
-            on_cpu: 0,
+            on_cpu: Vec::new(),
             workers: Workers::default(),
             mesh,
             held: Held::default(),
@@ -183,7 +179,7 @@ impl Pipeline {
         let n_patches = self.n_patches(&settings, &guidance)?;
         self.launch()?;
         // before the sampler: what a huge size would take says more than that its schedule ends
-        self.check_memory(&settings, estimate::free_memory(), observer)?;
+        self.check_memory(request, &settings, &guidance, observer)?;
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
         let (prompts, negative) = self.encode(request, &settings, &guidance, observer)?;
         let reader = Reader { workers: &self.workers, components: &self.components, mesh: self.mesh };
@@ -211,46 +207,14 @@ impl Pipeline {
         self.draw(pictures, observer, each)
     }
 
-    /// Refuses what the CPU's memory is clearly too small for, and says how long a step takes if that is long.
-    pub(super) fn check_memory(
-        &self,
-        settings: &Settings,
-        free: Option<u64>,
-        observer: &mut dyn Observer,
-    ) -> Result<(), PipelineError> {
-        if self.on_cpu == 0 {
-            return Ok(());
-        }
-        let [height, width] = settings.drawn;
-        let n_txt = self.architecture.n_txt_tokens(&self.components, settings.max_sequence_length)?;
-        let n_tokens = self.geometry.grid(height, width).n_tokens() + if self.spec.joint { n_txt } else { 0 };
-        let config = self.mesh.config();
-        // ranks that share a picture share its tokens; stages keep as much as one of them
-        let at_once = (self.on_cpu / (config.ulysses * config.ring * config.pipefusion)).max(1);
-        let size = burn::tensor::DType::from(self.components.options.dtype).size();
-        let needed = estimate::activation_bytes(&self.spec, n_tokens, size).saturating_mul(at_once as u64);
-        let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let flops = estimate::flops_of_a_pass(&self.spec, n_tokens) * at_once as f64;
-        let time = estimate::time_on_cpu(flops, n_cores);
-        if let Some(free) = free.filter(|free| needed > *free) {
-            return Err(PipelineError::Memory { height, width, n_tokens, needed, free, time: estimate::said(time) });
-        }
-        if time.as_secs() >= LONG_STEP {
-            observer.warn(&format!(
-                "a step over {n_tokens} tokens may take {} on {n_cores} cores, if a core does 20 billion operations a second",
-                estimate::said(time)
-            ));
-        }
-        Ok(())
-    }
-
     /// Starts the ranks, if that has not been done.
     pub(super) fn launch(&mut self) -> Result<(), PipelineError> {
         let Some(launch) = self.launch.take() else { return Ok(()) };
         let ranks = launch(self.mesh.world_size());
         // a launcher's ranks must be as many as the degrees need
         Mesh::new(*self.mesh.config(), ranks.first().map_or(0, |rank| rank.size()))?;
-        self.on_cpu = ranks.iter().filter(|rank| *rank.device() == Device::flex()).count();
+        let on_cpu = ranks.iter().filter(|rank| *rank.device() == Device::flex());
+        self.on_cpu = on_cpu.map(|rank| rank.rank()).collect();
         self.workers = Workers::launch(&self.mesh, ranks);
         Ok(())
     }
@@ -298,6 +262,11 @@ impl Pipeline {
     /// What each rank of this process held in the last request.
     pub fn ranks(&self) -> &[RankMemory] {
         &self.ranks
+    }
+
+    /// Whether an earlier request has read them.
+    pub(super) fn holds_weights(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// The blocks of each stage.

@@ -32,7 +32,6 @@ mod workers;
 pub use self::bench::{Measured, Runs, Seconds};
 pub use self::error::PipelineError;
 pub use self::generate::Pipeline;
-pub use self::memory::RankMemory;
+pub use self::memory::{ComponentMemory, Phases, Plan, RankMemory};
 pub use self::options::{ModelSource, Options};
-pub use self::plan::{ComponentMemory, Phases, Plan};
 pub use self::request::{Content, Defaults, Output, OutputType, Request, RequestError, Settings};

@@ -1,6 +1,5 @@
 //! Who would hold what, without reading a weight.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use burn::tensor::{DType, Device};
@@ -9,129 +8,15 @@ use xdit_core::comm::even_sizes;
 use xdit_core::dit::TokenGrid;
 use xdit_core::layout::{Shares, TokenLayout};
 use xdit_core::mesh::{Axis, Mesh};
-use xdit_core::sampler::Sampler;
 
 use crate::pipeline::activations::{self, Activations, BlockPass, Memory};
 use crate::pipeline::components::{ALL_BLOCKS, Components};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::generate::{Applied, Pipeline};
-use crate::pipeline::memory::RankMemory;
+use crate::pipeline::memory::{ComponentMemory, Plan, RankMemory};
 use crate::pipeline::request::{OutputType, Request, Settings};
 use crate::text::bert::BertConfig;
 use crate::vae::tiles::Tiles;
-
-/// How a request would be shared out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// The ranks.
-    pub mesh: Mesh,
-    /// The picture in tokens.
-    pub grid: TokenGrid,
-    /// Patches that pipeline stages work on.
-    pub n_patches: usize,
-    /// Rank by rank.
-    pub memory: Vec<RankMemory>,
-    /// The text encoders, in the order in which the first rank reads them.
-    pub encoders: Vec<ComponentMemory>,
-    /// The decoder; absent where latents are the result.
-    pub decoder: Option<ComponentMemory>,
-    /// Each stage's part of the transformer, with the activations of one of its ranks.
-    pub stages: Vec<ComponentMemory>,
-    /// Activations of a rank of each stage while the stages work on patches, one each.
-    at_patches: Vec<u64>,
-    /// What the encoders made of all texts.
-    texts: u64,
-    keeps_encoders: bool,
-}
-
-/// A model, or a stage of one, in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ComponentMemory {
-    /// `"text_encoder"`
-    pub component: String,
-    /// Bytes of its weights in the precision of the request.
-    pub weights: u64,
-    /// Bytes of activations on top, as the CPU's kernels need them.
-    pub activations: u64,
-    /// Bytes of its largest tensor, which is held twice for a moment while it is read.
-    largest: u64,
-}
-
-impl ComponentMemory {
-    fn new(report: LoadReport, activations: u64) -> Self {
-        let LoadReport { component, resident, largest, .. } = report;
-        Self { component, weights: resident, activations, largest }
-    }
-
-    /// At its most, while it is read or while it works.
-    fn peak(&self) -> u64 {
-        self.weights + self.activations.max(self.largest)
-    }
-}
-
-/// Bytes that are needed at once in each phase of a request, the first that its ranks serve.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Phases {
-    /// Texts are encoded.
-    pub encode: u64,
-    /// Transformer and decoder are read, pictures are denoised.
-    pub denoise: u64,
-    /// Pictures are decoded.
-    pub decode: u64,
-}
-
-impl Phases {
-    /// The most of them.
-    pub fn peak(&self) -> u64 {
-        self.encode.max(self.denoise).max(self.decode)
-    }
-}
-
-impl Plan {
-    /// What a device needs that these ranks share: they share its weights, while each has activations of its own.
-    pub fn phases(&self, ranks: &[usize]) -> Phases {
-        let of = |rank: usize, axis| self.mesh.coordinate(rank, axis);
-        let first = ranks.contains(&0);
-        let kept_encoders = match self.keeps_encoders && first {
-            true => self.encoders.iter().map(|encoder| encoder.weights).sum(),
-            false => 0,
-        };
-        let encode = |encoder: &ComponentMemory| match self.keeps_encoders {
-            true => kept_encoders + encoder.activations.max(encoder.largest),
-            false => encoder.peak(),
-        };
-        let stages: BTreeSet<usize> = ranks.iter().map(|rank| of(*rank, Axis::Pipefusion)).collect();
-        let speakers = ranks.iter().filter(|rank| self.mesh.speaks(**rank)).count() as u64;
-        let decoder = self.decoder.as_ref().filter(|_| speakers > 0);
-        let part = |f: fn(&ComponentMemory) -> u64| {
-            stages.iter().map(|stage| &self.stages[*stage]).chain(decoder).map(f).collect::<Vec<u64>>()
-        };
-        let kept: u64 = ranks.iter().map(|rank| self.memory[*rank].kept_bytes).sum();
-        let weights = part(|part| part.weights).iter().sum::<u64>() + kept_encoders + self.texts;
-
-        // stages work one after the other on the whole picture, and all at once on patches
-        let mut lines: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
-        for rank in ranks {
-            let others = Axis::ALL.iter().filter(|axis| **axis != Axis::Pipefusion);
-            let line = others.map(|axis| of(*rank, *axis)).collect();
-            lines.entry(line).or_default().push(of(*rank, Axis::Pipefusion));
-        }
-        let denoise = |line: &Vec<usize>| {
-            let whole = line.iter().map(|stage| self.stages[*stage].activations).max().unwrap_or(0);
-            whole.max(line.iter().map(|stage| self.at_patches[*stage]).sum())
-        };
-        let denoising = kept + lines.values().map(denoise).sum::<u64>();
-        let reading = part(|part| part.largest).into_iter().max().unwrap_or(0);
-        Phases {
-            encode: if first { self.texts + self.encoders.iter().map(encode).max().unwrap_or(0) } else { 0 },
-            denoise: weights + denoising.max(reading),
-            decode: match decoder {
-                Some(decoder) => weights + kept + speakers * decoder.activations,
-                None => 0,
-            },
-        }
-    }
-}
 
 impl Pipeline {
     /// Who would hold what to serve this request. Reads the headers of the files alone.
@@ -141,12 +26,26 @@ impl Pipeline {
     pub fn plan(&self, request: &Request) -> Result<Plan, PipelineError> {
         let settings = self.settings(request)?;
         let guidance = self.guidance(request, &settings);
+        self.n_patches(&settings, &guidance)?;
+        let [height, width] = settings.drawn;
+        let n_tokens = self.geometry.grid(height, width).n_tokens();
+        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;
+        self.plan_steps(request, &settings, &guidance, sampler.timesteps().len())
+    }
+
+    /// [`plan`](Self::plan) for a sampler of so many steps.
+    pub(super) fn plan_steps(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        guidance: &Applied,
+        n_steps: usize,
+    ) -> Result<Plan, PipelineError> {
         let blocks = self.blocks()?;
-        let (mesh, n_patches) = (self.mesh, self.n_patches(&settings, &guidance)?);
+        let (mesh, n_patches) = (self.mesh, self.n_patches(settings, guidance)?);
         let [height, width] = settings.drawn;
         let grid = self.geometry.grid(height, width);
-        let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, grid.n_tokens())?;
-        let passes = Passes::new(request, &guidance, &mesh, sampler.as_ref());
+        let passes = Passes::new(request, guidance, &mesh, n_steps);
         let n_txt = self.architecture.n_txt_tokens(&self.components, settings.max_sequence_length)?;
         let share = Share::new(self, grid, n_patches, n_txt);
 
@@ -165,15 +64,17 @@ impl Pipeline {
         let stages = reports.into_iter().enumerate();
         let stages = stages.map(|(stage, report)| Ok(ComponentMemory::new(report, denoise(stage, None)?)));
         let n_texts = request.prompts.len() + if guidance.guided { request.negative_prompts.len().max(1) } else { 0 };
-        let (encoders, text) = self.encoder_memory(&settings)?;
+        // texts of random numbers come from no encoder
+        let (encoders, text) = if self.components.drawn { (Vec::new(), 0) } else { self.encoder_memory(settings)? };
         Ok(Plan {
             mesh,
             grid,
             n_patches,
+            n_txt,
             memory,
             encoders,
             decoder: match request.output {
-                OutputType::Picture => Some(self.decoder_memory(&settings)?),
+                OutputType::Picture => Some(self.decoder_memory(settings)?),
                 OutputType::Latent => None,
             },
             stages: stages.collect::<Result<_, PipelineError>>()?,
@@ -316,8 +217,7 @@ struct Passes<'a> {
 }
 
 impl<'a> Passes<'a> {
-    fn new(request: &'a Request, guidance: &Applied, mesh: &Mesh, sampler: &dyn Sampler) -> Self {
-        let n_steps = sampler.timesteps().len();
+    fn new(request: &'a Request, guidance: &Applied, mesh: &Mesh, n_steps: usize) -> Self {
         let skip = request.skip_layers.as_ref().filter(|_| guidance.guided);
         let skip = skip.filter(|skip| (0..n_steps).any(|step| skip.at(step, n_steps)));
         Self {

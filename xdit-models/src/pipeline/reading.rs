@@ -26,6 +26,11 @@ pub struct Held {
 }
 
 impl Held {
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty() && self.vaes.is_empty()
+    }
+
     /// A stage that was read for a rank of this slot.
     pub fn stage(&self, slot: usize, stage: usize) -> Arc<Stage> {
         let found = self.stages.iter().find(|(at, i, _)| (*at, *i) == (slot, stage));

@@ -8,6 +8,7 @@
 
 mod attention;
 mod dense;
+mod joint;
 mod rows;
 mod views;
 
@@ -17,7 +18,8 @@ use crate::cuda::kernels::{Kernel, Source};
 use crate::cuda::raw::DeviceTensor;
 
 pub(super) use attention::attention;
-pub(super) use dense::dense;
+pub(super) use dense::{dense, packed};
+pub(super) use joint::joint_qkv;
 pub(super) use rows::{
     activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm,
 };

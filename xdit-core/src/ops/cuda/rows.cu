@@ -63,9 +63,11 @@ extern "C" __global__ void __launch_bounds__(1024) row_norm(const T* x, const T*
 }
 
 // Queries or keys: each head normalised, then its pairs of channels turned. GROUP threads a head, 8 channels a thread.
-// x: [batch, heads, tokens, d] by strides; y: memory [batch, tokens, heads, d]; cos, sin: [tokens, d / 2], or none (0)
+// x: [batch, heads, tokens, d] by strides; y: the same with heads side by side, perhaps x itself; cos, sin: [tokens, d / 2],
+// or none (0)
 extern "C" __global__ void __launch_bounds__(256) head_norm_rope(const T* x, const T* weight, const T* bias, const float* cos,
-    const float* sin, T* y, i64 rows, int heads, int tokens, int d, i64 x_batch, i64 x_head, i64 x_token, float eps, int kind) {
+    const float* sin, T* y, i64 rows, int heads, int tokens, int d, i64 x_batch, i64 x_head, i64 x_token, i64 y_batch, i64 y_token,
+    float eps, int kind) {
   const i64 row = (i64)blockIdx.x * (256 / GROUP) + threadIdx.x / GROUP;   // heads innermost, as in memory
   const int part = threadIdx.x % GROUP;
   const bool there = row < rows, mine = there && 8 * part < d;
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256) head_norm_rope(const T* x, con
       v[2 * j + 1] = odd * cs[j] + even * sn[j];
     }
   }
-  store8(y + row * d + 8 * part, v);
+  store8(y + batch * y_batch + token * y_token + head * d + 8 * part, v);
 }
 
 // out = x + gate y. x: [batch, tokens, d] by strides; y and out: densely packed; gate: a row for each batch entry

@@ -112,10 +112,18 @@ pub fn rms_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, eps: f64) -> 
 
 pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Option<Tensor<4>> {
     let [b, h, n, d] = x.dims();
+    let x = readable(x)?;
+    let out = x.empty(&[b, n, h, d], x.dtype()).view(0, &[b, h, n, d], &[n * h * d, d, h * d, 1]);
+    norm_rope_into(&x, norm, rope, &out)?;
+    Some(out.tensor())
+}
+
+/// The same into memory that is there, heads side by side: perhaps that of `x`.
+pub fn norm_rope_into(x: &DeviceTensor, norm: &HeadNorm, rope: Option<&RopeTable>, out: &DeviceTensor) -> Option<()> {
+    let [b, h, n, d] = x.dims()[..] else { return None };
     if d > 256 {
         return None;
     }
-    let x = readable(x)?;
     let (weight, bias, eps, kind) = match norm {
         HeadNorm::None => (None, None, 0.0, 0),
         HeadNorm::Rms { weight, eps } => (Some(readable(weight)?), None, *eps, 1),
@@ -129,31 +137,33 @@ pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Op
         Some(rope) => Some((table(&rope.cos)?, table(&rope.sin)?)),
         None => None,
     };
-    let out = x.empty(&[b, n, h, d], x.dtype());
     let group = (d / 8).next_power_of_two();
     let kernel = rows_kernel("head_norm_rope", x.dtype(), 1, group);
     let n_rows = b * n * h;
     let grid = Grid { blocks: blocks(n_rows, 256 / group), threads: 256, shared: 0 };
     let has = [weight.is_some(), bias.is_some(), rope.is_some()];
-    let strides = x.strides();
+    let (strides, to) = (x.strides(), out.strides());
     let operands = [
-        &x,
-        weight.as_ref().unwrap_or(&x),
-        bias.as_ref().unwrap_or(&x),
-        rope.as_ref().map_or(&x, |rope| &rope.0),
-        rope.as_ref().map_or(&x, |rope| &rope.1),
+        x,
+        weight.as_ref().unwrap_or(x),
+        bias.as_ref().unwrap_or(x),
+        rope.as_ref().map_or(x, |rope| &rope.0),
+        rope.as_ref().map_or(x, |rope| &rope.1),
     ];
-    enqueue(operands, [&out], move |gpu, [x, weight, bias, cos, sin], [y]| {
+    enqueue(operands, [out], move |gpu, [x, weight, bias, cos, sin], [y]| {
         let or_none = |has: bool, at: u64| if has { at } else { 0 };
         let (weight, bias) = (or_none(has[0], weight), or_none(has[1], bias));
         let (cos, sin) = (or_none(has[2], cos), or_none(has[2], sin));
         let (rows, heads, tokens, d, eps) = (n_rows as i64, h as i32, n as i32, d as i32, eps as f32);
         let (x_batch, x_head, x_token) = (strides[0] as i64, strides[1] as i64, strides[2] as i64);
-        let params = args!(x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, eps, kind);
+        let (y_batch, y_token) = (to[0] as i64, to[2] as i64);
+        let params = args!(
+            x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, y_batch, y_token, eps, kind
+        );
         // SAFETY: `head_norm_rope`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernel, grid, &params) }
     });
-    Some(out.view(0, &[b, h, n, d], &[n * h * d, d, h * d, 1]).tensor())
+    Some(())
 }
 
 pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<Tensor<3>> {
