@@ -1,6 +1,7 @@
 //! Measures the denoising alone: the engine as [`Pipeline::generate`] runs it, on texts of random numbers, without encoders
 //! and decoder. One picture for each replica at a time.
 
+use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
@@ -131,15 +132,13 @@ impl Pipeline {
         let dtype = self.components.options.dtype;
         let job = Bench { pictures, text, guided: guidance.guided, dtype, runs, started };
         let Taken { seconds, square, device_bytes } = self.measure(job, observer)?;
-        let mut slots: Vec<usize> = self.workers.ranks().iter().map(|(_, slot)| *slot).collect();
-        slots.sort_unstable();
-        slots.dedup();
+        let devices: BTreeSet<usize> = self.workers.ranks().iter().map(|(_, slot)| *slot).collect();
         Ok(Measured {
             settings,
             n_tokens,
             passes,
             pictures: replicas,
-            devices: slots.len(),
+            devices: devices.len(),
             work,
             weight_bytes,
             seconds,
