@@ -25,11 +25,8 @@ pub trait Dit: Send + Sync {
     fn positions(&self, grid: TokenGrid, n_txt: usize) -> Positions;
 
     /// What every block is conditioned on. Computed for all steps before the first.
-    fn condition(&self, inputs: Inputs<'_>) -> Cond;
-
-    /// Adds to the conditions of all steps what layers make of them alone: computed together their weights are read once,
-    /// not once a step. A layer that finds nothing computes it.
-    fn modulate(&self, _conds: &mut [Cond]) {}
+    /// One for each of the timesteps: together, so that the weights of layers that look at nothing else are read once.
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond>;
 
     /// The whole text to tokens, `[batch, txt_tokens, d_txt]`. Computed once per request, unless
     /// [`DitSpec::txt_each_step`] says that it depends on the step.
@@ -83,11 +80,11 @@ impl DitSpec {
     }
 }
 
-/// One forward pass's inputs, but for the latents.
+/// The inputs of forward passes, but for the latents.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// The scheduler's timestep, in `[0, 1000]`: 1000 is noise.
-    pub timestep: f32,
+    /// The scheduler's timestep of each pass, in `[0, 1000]`: 1000 is noise.
+    pub timesteps: &'a [f32],
     /// The encoded prompt.
     pub text: &'a TextEmbeddings,
     /// Guidance scale for models that were distilled to take it as an input.
@@ -194,10 +191,7 @@ impl Streams {
 pub struct Cond {
     /// `[batch, d_model]`: time, and what else a model is told besides the text's tokens
     pub temb: Tensor<2>,
-    /// `[batch, n d_model]`: scales, shifts and gates that all blocks share, in models that compute them once
-    /// (AdaLN-single)
-    pub modulation: Option<Tensor<2>>,
-    /// By layer, what [`Dit::modulate`] has computed, `[batch, width]`
+    /// What layers make of the condition alone, by their places in the model, `[batch, width]`
     pub modulations: BTreeMap<usize, Tensor<2>>,
     /// `[batch, 1, 1, txt_tokens]`: 0 at text tokens that may be looked at, `-inf` at others; `None` if all may
     pub txt_bias: Option<Tensor<4>>,
@@ -206,11 +200,6 @@ pub struct Cond {
 impl Cond {
     /// This and another, of as many pictures, as those of one batch; not if one has what the other lacks.
     pub fn joined(&self, other: &Self) -> Option<Self> {
-        let both = |a: &Option<Tensor<2>>, b: &Option<Tensor<2>>| match (a, b) {
-            (Some(a), Some(b)) => Some(Some(ops::cat(vec![a.clone(), b.clone()], 0))),
-            (None, None) => Some(None),
-            _ => None,
-        };
         let txt_bias = match (&self.txt_bias, &other.txt_bias) {
             (Some(a), Some(b)) if a.dims() == b.dims() => Some(ops::cat(vec![a.clone(), b.clone()], 0)),
             (None, None) => None,
@@ -222,7 +211,6 @@ impl Cond {
         });
         Some(Self {
             temb: ops::cat(vec![self.temb.clone(), other.temb.clone()], 0),
-            modulation: both(&self.modulation, &other.modulation)?,
             modulations: modulations.collect::<Option<_>>()?,
             txt_bias,
         })

@@ -219,11 +219,11 @@ pub fn forward(
     inputs: Inputs<'_>,
     skip: &[usize],
 ) -> Result<Tensor<3>, CommError> {
-    let cond = dit.condition(inputs);
-    let txt = dit.embed_txt(inputs.text, &cond, positions);
+    let cond = &dit.condition(inputs)[0];
+    let txt = dit.embed_txt(inputs.text, cond, positions);
     let mut x = Streams::new(Some(txt), dit.embed_img(latents, positions));
     for i in (0..dit.spec().n_blocks).filter(|i| !skip.contains(i)) {
-        x = dit.block(&mut Ctx { attn: &mut *attn, positions }, i, x, &cond)?;
+        x = dit.block(&mut Ctx { attn: &mut *attn, positions }, i, x, cond)?;
     }
-    Ok(dit.head(x, &cond))
+    Ok(dit.head(x, cond))
 }

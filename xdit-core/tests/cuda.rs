@@ -165,6 +165,9 @@ fn attention_is_the_cpus() {
         let bias: Vec<f32> = (0..300).map(hide).collect();
         let bias = Tensor::<1>::from_floats(bias.as_slice(), &Device::flex()).reshape([1, 1, 1, 300]);
         check_attention([2, 3, 100, 300, 72], dtype, Some(bias), 1.0);
+        for d in [64, 72, 88, 128] {
+            check_attention([2, 3, 200, 700, d], dtype, Some(random([2, 1, 1, 700], 9, DType::F32)), 1.0);
+        }
         check_attention([2, 3, 100, 80, 64], dtype, Some(random([1, 3, 100, 80], 9, DType::F32)), 1.0);
     }
 }
@@ -173,11 +176,13 @@ fn attention_is_the_cpus() {
 #[ignore = "needs a GPU"]
 fn a_row_that_sees_no_key_is_zeros() {
     for dtype in DTYPES {
-        let x = |seed| on_gpu(&random([1, 2, 40, 64], seed, dtype), dtype);
-        let hidden = Tensor::<4>::full([1, 1, 1, 40], f32::NEG_INFINITY, &gpu());
-        let got = attention(x(1), x(2), x(3), Some(hidden), 0.1);
-        assert!(values(got.out).iter().all(|x| *x == 0.0), "{dtype:?}");
-        assert!(values(got.lse).iter().all(|x| *x == f32::NEG_INFINITY), "{dtype:?}");
+        for n in [40, 300] {
+            let x = |seed| on_gpu(&random([1, 2, n, 64], seed, dtype), dtype);
+            let hidden = Tensor::<4>::full([1, 1, 1, n], f32::NEG_INFINITY, &gpu());
+            let got = attention(x(1), x(2), x(3), Some(hidden), 0.1);
+            assert!(values(got.out).iter().all(|x| *x == 0.0), "{dtype:?} {n}");
+            assert!(values(got.lse).iter().all(|x| *x == f32::NEG_INFINITY), "{dtype:?} {n}");
+        }
     }
 }
 

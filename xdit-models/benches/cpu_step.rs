@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         let start = Instant::now();
         let latents = latents.clone();
         let size = [16 * side; 2];
-        let inputs = Inputs { timestep: 700.0, text: &text, guidance: Some(3.5), size };
+        let inputs = Inputs { timesteps: &[700.0], text: &text, guidance: Some(3.5), size };
         got = Some(forward(&flux, &mut Local, &positions, latents, inputs, &[])?);
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());

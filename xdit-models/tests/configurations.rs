@@ -184,7 +184,8 @@ fn flux_stays_within_f16() {
         pooled: Some(inputs.tensor("transformer.pooled_projections")),
     };
     let positions = dit.positions(TokenGrid::picture(5, 3), text.txt.n_tokens());
-    let cond = dit.condition(Inputs { timestep: 704.0, text: &text, guidance: None, size: [80, 48] });
+    let inputs_of = Inputs { timesteps: &[704.0], text: &text, guidance: None, size: [80, 48] };
+    let cond = dit.condition(inputs_of).remove(0);
     let img = dit.embed_img(inputs.tensor("transformer.hidden_states"), &positions);
     let mut x = Streams::new(Some(dit.embed_txt(&text, &cond, &positions)), img);
     let mut largest = 0.0_f32;

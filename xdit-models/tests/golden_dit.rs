@@ -99,8 +99,9 @@ fn check(name: &str, dit: &dyn Dit, temb: &str, timestep: f32, guidance: Option<
         close("pos", table.clone().unsqueeze(), parts.get("pos"));
     }
     let latents = || parts.tokens("hidden_states");
-    let inputs = Inputs { timestep, text: &text, guidance, size: [80, 48] };
-    let cond = dit.condition(inputs);
+    let timesteps = &[timestep];
+    let inputs = Inputs { timesteps, text: &text, guidance, size: [80, 48] };
+    let cond = dit.condition(inputs).remove(0);
     let (txt, img) = (dit.embed_txt(&text, &cond, &positions), dit.embed_img(latents(), &positions));
     // one time for the whole batch: where nothing else enters, upstream repeats its row
     let want: Tensor<2> = parts.get(temb);
@@ -186,7 +187,7 @@ fn sd3_without_a_block() {
         let text = parts.text();
         let positions = dit.positions(GRID, 9);
         let latents = parts.tokens("hidden_states");
-        let inputs = Inputs { timestep: 700.0, text: &text, guidance: None, size: [80, 48] };
+        let inputs = Inputs { timesteps: &[700.0], text: &text, guidance: None, size: [80, 48] };
         let got = forward(&dit, &mut Local, &positions, latents, inputs, &[1]).expect("one device");
         assert_rel_l2(got, parts.tokens("out_without_block_1"), TOLERANCE);
     }

@@ -140,7 +140,8 @@ pub fn displaced(dit: &dyn Dit, sampler: &dyn Sampler, request: Displaced<'_>) -
                 let n_txt = text.txt.n_tokens();
                 let all = dit.positions(grid, n_txt);
                 let positions = all.share(0..n_txt, std::slice::from_ref(&tokens));
-                let cond: Cond = dit.condition(Inputs { timestep, text, guidance, size });
+                let timesteps = &[timestep];
+                let cond: Cond = dit.condition(Inputs { timesteps, text, guidance, size }).remove(0);
                 // text that blocks change goes through them once a step
                 let first = patch.is_none_or(|patch| patch == 0);
                 let with_txt = !dit.spec().joint || first || !text_anew_at.is_empty();

@@ -36,9 +36,10 @@ impl Dit for Bare {
         Positions::default()
     }
 
-    fn condition(&self, inputs: Inputs<'_>) -> Cond {
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond> {
         let temb = Tensor::zeros([1, 16], &inputs.text.txt.states.device());
-        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
+        let cond = Cond { temb, modulations: BTreeMap::new(), txt_bias: None };
+        vec![cond; inputs.timesteps.len()]
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {

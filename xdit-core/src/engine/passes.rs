@@ -246,9 +246,7 @@ impl<'r> Prompt<'r> {
 
     fn condition(&mut self, dit: &dyn Dit, timesteps: &[f32], request: &Denoise<'_>) {
         let Denoise { guidance, size, .. } = *request;
-        let cond = |&timestep: &f32| dit.condition(Inputs { timestep, text: self.text, guidance, size });
-        self.conds = timesteps.iter().map(cond).collect();
-        dit.modulate(&mut self.conds);
+        self.conds = dit.condition(Inputs { timesteps, text: self.text, guidance, size });
     }
 
     /// This rank's share of the text in tokens.

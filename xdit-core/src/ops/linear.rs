@@ -6,7 +6,9 @@ use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::tensors::{cat, narrow};
+use super::tensors::cat;
+#[cfg(feature = "cuda")]
+use super::tensors::narrow;
 use super::types::Activation;
 use crate::checkpoint::{LoadError, Loader};
 
@@ -119,6 +121,8 @@ pub struct Linears(Together);
 #[derive(Debug, Clone)]
 enum Together {
     Apart(Vec<Linear>),
+    #[cfg(feature = "cuda")]
+    #[expect(clippy::large_enum_variant, reason = "one a block, and none is moved after loading")]
     /// Their rows one after the other, and how many each has.
     Joined(Linear, Vec<usize>),
 }
@@ -163,6 +167,7 @@ impl Linears {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Vec<Tensor<D>> {
         match &self.0 {
             Together::Apart(layers) => layers.iter().map(|layer| layer.forward(x.clone())).collect(),
+            #[cfg(feature = "cuda")]
             Together::Joined(whole, widths) => {
                 let y = whole.forward(x);
                 let mut at = 0;

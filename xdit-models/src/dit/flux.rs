@@ -3,7 +3,6 @@
 //! Mirrors `src/diffusers/models/transformers/transformer_flux.py`. The double blocks keep text and image apart but for
 //! one joint attention; the single blocks run both as one sequence. Blocks are numbered through: doubles, then singles.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -15,7 +14,8 @@ use xdit_core::ops::{self, Activation, Linear, RopeTable, linear_cat, merge_head
 
 use crate::dit::stream::{Modulation, StreamWeights};
 use crate::dit::{
-    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, clip_f16, continuous_norm, modulate,
+    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, at_each_step, clip_f16, conditions,
+    continuous_norm, modulate,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -179,18 +179,17 @@ impl Dit for Flux {
         Positions { rope: Some(rope), n_txt, added: None }
     }
 
-    fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { timestep, text, guidance, .. } = inputs;
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond> {
+        let Inputs { timesteps, text, guidance, .. } = inputs;
         let guidance = self.config.guidance_embeds.then(|| guidance.unwrap_or(1.0));
         let pooled = text.pooled.clone().expect("Flux takes CLIP's pooled vector");
         // the pipeline divides by 1000, and the model multiplies again
-        let temb = self.time_text_embed.forward(timestep / 1000.0, guidance, ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
-    }
-
-    fn modulate(&self, conds: &mut [Cond]) {
+        let times: Vec<f32> = timesteps.iter().map(|timestep| timestep / 1000.0).collect();
+        let temb = self.time_text_embed.forward(&times, guidance, ops::to_dtype(pooled, self.dtype));
+        let mut conds = conditions(&temb, timesteps.len());
         let doubles = self.transformer_blocks.iter().flat_map(|block| [block.img.ada(), block.txt.ada()]);
-        modulate(doubles.chain(self.single_transformer_blocks.iter().map(|block| &block.norm)), conds);
+        modulate(doubles.chain(self.single_transformer_blocks.iter().map(|block| &block.norm)), &temb, &mut conds);
+        conds
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -235,10 +234,13 @@ impl TimeTextEmbed {
         })
     }
 
+    /// `[times * batch, d]`
+    ///
     /// - `pooled`: `[batch, d_pooled]`
-    fn forward(&self, time: f32, guidance: Option<f32>, pooled: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, times: &[f32], guidance: Option<f32>, pooled: Tensor<2>) -> Tensor<2> {
         // upstream scales both by 1000, in the tensor's precision
-        let mut temb = self.text.forward(pooled) + self.timestep.of_numbers(&[time * 1000.0]);
+        let scaled: Vec<f32> = times.iter().map(|time| time * 1000.0).collect();
+        let mut temb = at_each_step(self.timestep.of_numbers(&scaled), self.text.forward(pooled));
         if let (Some(mlp), Some(guidance)) = (&self.guidance, guidance) {
             temb = temb + mlp.of_numbers(&[guidance * 1000.0]);
         }

@@ -4,7 +4,6 @@
 //! up the outputs of the first half's, the last one first. The text of two encoders, as one sequence, enters by
 //! cross-attention.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -18,7 +17,8 @@ use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, 
 
 use crate::dit::{
     Ada, Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH,
-    continuous_norm, load_patch_embed, load_proj_out, modulate, project_heads, sinusoids, spec,
+    at_each_step, conditions, continuous_norm, load_patch_embed, load_proj_out, modulate, project_heads, sinusoids,
+    spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -244,8 +244,8 @@ impl Dit for HunyuanDit {
         Positions { rope: Some(table), ..Positions::default() }
     }
 
-    fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { timestep, text, size, .. } = inputs;
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond> {
+        let Inputs { timesteps, text, size, .. } = inputs;
         let t5 = text.txt_2.as_ref().expect("HunyuanDiT takes mT5's states");
         let pooled = self.pooler.forward(ops::to_dtype(t5.states.clone(), self.dtype));
         let extra = match &self.style_embedder {
@@ -258,12 +258,10 @@ impl Dit for HunyuanDit {
                 Tensor::cat(vec![pooled, sizes.repeat_dim(0, b), style.clone().repeat_dim(0, b)], 1)
             }
         };
-        let temb = self.timestep_embedder.of_numbers(&[timestep]) + self.extra_embedder.forward(extra);
-        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
-    }
-
-    fn modulate(&self, conds: &mut [Cond]) {
-        modulate(self.blocks.iter().map(|block| &block.norm1_linear), conds);
+        let temb = at_each_step(self.timestep_embedder.of_numbers(timesteps), self.extra_embedder.forward(extra));
+        let mut conds = conditions(&temb, timesteps.len());
+        modulate(self.blocks.iter().map(|block| &block.norm1_linear), &temb, &mut conds);
+        conds
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {

@@ -9,6 +9,7 @@ pub mod pixart;
 pub mod sd3;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -113,29 +114,46 @@ impl Ada {
         Ok(Self { linear: Linear::load(loader, d, width)?, slot })
     }
 
-    /// `[batch, width]`
+    /// `[batch, width]`, as [`modulate`] has computed it.
     pub fn forward(&self, cond: &Cond) -> Tensor<2> {
-        match cond.modulations.get(&self.slot) {
-            Some(computed) => computed.clone(),
-            None => self.linear.forward(Activation::Silu.apply(cond.temb.clone())),
-        }
+        cond.modulations[&self.slot].clone()
     }
+}
+
+/// The vector that a model is conditioned on, of all steps: `[steps * batch, d]`, of each step's time `[steps, d]` and of
+/// what does not change, `[batch, d]`.
+pub fn at_each_step(time: Tensor<2>, shared: Tensor<2>) -> Tensor<2> {
+    let ([steps, d], [batch, _]) = (time.dims(), shared.dims());
+    (time.unsqueeze_dim::<3>(1) + shared.unsqueeze::<3>()).reshape([steps * batch, d])
+}
+
+/// The conditions of so many steps, whose vectors are `[steps * batch, d]`.
+pub fn conditions(temb: &Tensor<2>, n_steps: usize) -> Vec<Cond> {
+    let cond = |temb| Cond { temb, modulations: BTreeMap::new(), txt_bias: None };
+    of_steps(temb, n_steps).map(cond).collect()
+}
+
+/// Each step's rows of what was computed for all.
+fn of_steps(all: &Tensor<2>, n_steps: usize) -> impl Iterator<Item = Tensor<2>> + '_ {
+    let batch = all.dims()[0] / n_steps.max(1);
+    (0..n_steps).map(move |i| ops::narrow(all, 0, i * batch..(i + 1) * batch))
 }
 
 /// Computes these layers for all steps at once.
-pub fn modulate<'a>(layers: impl Iterator<Item = &'a Ada>, conds: &mut [Cond]) {
-    let tembs: Vec<_> = conds.iter().map(|cond| cond.temb.clone()).collect();
-    let Some([batch, _]) = tembs.first().map(Tensor::dims) else { return };
-    let all = Activation::Silu.apply(ops::cat(tembs, 0));
+///
+/// - `temb`: of all steps
+pub fn modulate<'a>(layers: impl Iterator<Item = &'a Ada>, temb: &Tensor<2>, conds: &mut [Cond]) {
+    let activated = Activation::Silu.apply(temb.clone());
     for layer in layers {
-        keep_rows(&layer.linear.forward(all.clone()), batch, layer.slot, conds);
+        keep(&layer.linear.forward(activated.clone()), layer.slot, conds);
     }
 }
 
-/// Gives each step its rows of what was computed for all.
-pub fn keep_rows(all: &Tensor<2>, batch: usize, slot: usize, conds: &mut [Cond]) {
-    for (i, cond) in conds.iter_mut().enumerate() {
-        cond.modulations.insert(slot, ops::narrow(all, 0, i * batch..(i + 1) * batch));
+/// Gives each step its rows of what a layer made of all.
+pub fn keep(all: &Tensor<2>, slot: usize, conds: &mut [Cond]) {
+    let n_steps = conds.len();
+    for (cond, rows) in conds.iter_mut().zip(of_steps(all, n_steps)) {
+        cond.modulations.insert(slot, rows);
     }
 }
 

@@ -4,7 +4,6 @@
 //! `ada_norm_single` of `src/diffusers/models/attention.py`. Scales, shifts and gates are computed once for all blocks
 //! (AdaLN-single); each block adds its own table to them. The text enters by cross-attention.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
@@ -16,8 +15,8 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::Modulation;
 use crate::dit::{
-    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, keep_rows, load_patch_embed,
-    load_proj_out, parts, project_heads, sincos_2d, spec,
+    Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, conditions, keep,
+    load_patch_embed, load_proj_out, parts, project_heads, sincos_2d, spec,
 };
 use crate::error::{ModelError, few, positive};
 use crate::text::hide;
@@ -230,28 +229,26 @@ impl Dit for PixArt {
         Positions { added: Some(table), ..Positions::default() }
     }
 
-    fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { timestep, text, size, .. } = inputs;
-        let mut temb = self.timestep_embedder.of_numbers(&[timestep]);
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond> {
+        let Inputs { timesteps, text, size, .. } = inputs;
+        let mut temb = self.timestep_embedder.of_numbers(timesteps);
         if let Some([resolution, aspect_ratio]) = &self.size_embedders {
             let [height, width] = size.map(|x| x as f32);
             let third = temb.dims()[1] / 3;
             let sides = resolution.of_numbers(&[height, width]).reshape([1, 2 * third]);
             temb = temb + Tensor::cat(vec![sides, aspect_ratio.of_numbers(&[height / width])], 1);
         }
-        let modulation = Some(self.adaln_single.forward(Activation::Silu.apply(temb.clone())));
+        let shared = self.adaln_single.forward(Activation::Silu.apply(temb.clone()));
         // upstream adds -10000 to what is hidden, whose exponential is 0 too
         let txt_bias = text.txt.seen.as_ref().map(|seen| hide(seen, &temb));
-        Cond { temb, modulation, modulations: BTreeMap::new(), txt_bias }
-    }
-
-    fn modulate(&self, conds: &mut [Cond]) {
-        let shared: Vec<_> = conds.iter().filter_map(|cond| cond.modulation.clone()).collect();
-        let Some([batch, _]) = shared.first().map(Tensor::dims) else { return };
-        let all = ops::cat(shared, 0);
-        for block in self.transformer_blocks.iter() {
-            keep_rows(&with_table(&block.scale_shift_table, all.clone()), batch, block.slot, conds);
+        let mut conds = conditions(&temb, timesteps.len());
+        for cond in &mut conds {
+            cond.txt_bias.clone_from(&txt_bias);
         }
+        for block in self.transformer_blocks.iter() {
+            keep(&with_table(&block.scale_shift_table, shared.clone()), block.slot, &mut conds);
+        }
+        conds
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {
@@ -315,14 +312,7 @@ impl Block {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, cond: &Cond) -> Result<Streams, CommError> {
-        let all = match cond.modulations.get(&self.slot) {
-            Some(computed) => computed.clone(),
-            None => {
-                let shared = cond.modulation.clone().expect("PixArt shares its modulation");
-                with_table(&self.scale_shift_table, shared)
-            }
-        };
-        let [m, ff] = Modulation::cut(all);
+        let [m, ff] = Modulation::cut(cond.modulations[&self.slot].clone());
         let qkv = self.attn1.forward(m.norm(x.img.clone(), self.eps), None);
         let attn = ctx.attn.self_attn(Site::first(i), qkv)?;
         let img = m.add(x.img, project_heads(&self.attn1_out, attn));

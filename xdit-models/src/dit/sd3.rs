@@ -4,7 +4,6 @@
 //! `src/diffusers/models/attention.py`. Text and image meet in one joint attention per block; some blocks of 3.5-medium
 //! attend over the image once more; the last block only reads the text.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
@@ -16,8 +15,8 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 
 use crate::dit::stream::StreamWeights;
 use crate::dit::{
-    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, continuous_norm, load_patch_embed,
-    load_proj_out, modulate, parts, project_heads, spec,
+    ADDED, Ada, Blocks, EPS, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, at_each_step, conditions, continuous_norm,
+    load_patch_embed, load_proj_out, modulate, parts, project_heads, spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -184,17 +183,15 @@ impl Dit for Sd3 {
         Positions { added, ..Positions::default() }
     }
 
-    fn condition(&self, inputs: Inputs<'_>) -> Cond {
-        let Inputs { timestep, text, .. } = inputs;
+    fn condition(&self, inputs: Inputs<'_>) -> Vec<Cond> {
+        let Inputs { timesteps, text, .. } = inputs;
         let pooled = text.pooled.clone().expect("SD3 takes CLIP's pooled vectors");
-        let temb = self.timestep_embedder.of_numbers(&[timestep])
-            + self.text_embedder.forward(ops::to_dtype(pooled, self.dtype));
-        Cond { temb, modulation: None, modulations: BTreeMap::new(), txt_bias: None }
-    }
-
-    fn modulate(&self, conds: &mut [Cond]) {
+        let time = self.timestep_embedder.of_numbers(timesteps);
+        let temb = at_each_step(time, self.text_embedder.forward(ops::to_dtype(pooled, self.dtype)));
+        let mut conds = conditions(&temb, timesteps.len());
         let layers = self.transformer_blocks.iter().flat_map(|block| [block.img.ada(), block.txt.ada()]);
-        modulate(layers, conds);
+        modulate(layers, &temb, &mut conds);
+        conds
     }
 
     fn embed_txt(&self, text: &TextEmbeddings, _cond: &Cond, _positions: &Positions) -> Tensor<3> {

@@ -7,7 +7,7 @@ use xdit_core::observer::Observer;
 
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::generate::{Applied, Pipeline};
-use crate::pipeline::request::{Request, Settings};
+use crate::pipeline::request::{OutputType, Request, Settings};
 
 /// Seconds of a step that are worth a warning.
 const LONG_STEP: u64 = 300;
@@ -45,6 +45,9 @@ impl Pipeline {
         if self.on_cpu.is_empty() {
             return Ok(());
         }
+        // nor is there a decoder where weights are random
+        let latents = Request { output: OutputType::Latent, ..request.clone() };
+        let request = if self.components.drawn { &latents } else { request };
         let plan = self.plan_steps(request, settings, guidance, settings.num_inference_steps)?;
         let planned = plan.phases(&self.on_cpu).peak();
         let program = plan.program(&self.on_cpu);

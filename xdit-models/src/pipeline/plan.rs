@@ -27,6 +27,10 @@ impl Pipeline {
         let settings = self.settings(request)?;
         let guidance = self.guidance(request, &settings);
         self.n_patches(&settings, &guidance)?;
+        if self.components.drawn {
+            // a plan is of everything, and random weights come without encoders: says so
+            self.encoder_memory(&settings)?;
+        }
         let [height, width] = settings.drawn;
         let n_tokens = self.geometry.grid(height, width).n_tokens();
         let sampler = self.architecture.sampler(&self.components, settings.num_inference_steps, n_tokens)?;

@@ -79,8 +79,10 @@ fn launch(
     let bias_is_f32 = i32::from(bias.dtype() == DType::F32);
     enqueue([q, k, v, bias], [out, lse], move |gpu, [q, k, v, bias], [out, lse]| {
         let [b, h, n_queries, n_keys, d] = call.dims;
-        if gpu.sm == 90 && !has_bias && call.dtype != DType::F32 && hopper::serves(n_keys, d) {
-            return hopper::launch(gpu, call, strides, [q, k, v, out], lse);
+        let by_key = !has_bias || (bias_strides[1..] == [0, 0, 1] && bias_is_f32 == 1);
+        if gpu.sm == 90 && by_key && call.dtype != DType::F32 && hopper::serves(n_keys, d) {
+            let bias = has_bias.then_some((bias, bias_strides[0]));
+            return hopper::launch(gpu, call, strides, [q, k, v, out], lse, bias);
         }
         let (kernel, queries, shared) = if call.dtype == DType::F32 {
             (kernel(&F32, "attention", call.dtype, &format!("-DHEAD_DIM={d}")), QUERIES[1], 0)
@@ -138,14 +140,15 @@ mod hopper {
             tiles + (4 * self.stages + 2 * self.workers) * 8 + 1024
         }
 
-        fn options(self, d: usize) -> String {
+        fn options(self, d: usize, has_bias: bool) -> String {
             format!(
-                "-DHEAD_DIM={d} -DKEYS={} -DWORKERS={} -DSTAGES={} -DEARLY={} -DLAZY={}",
+                "-DHEAD_DIM={d} -DKEYS={} -DWORKERS={} -DSTAGES={} -DEARLY={} -DLAZY={} -DBIAS={}",
                 self.keys,
                 self.workers,
                 self.stages,
                 u8::from(self.early),
-                u8::from(self.lazy)
+                u8::from(self.lazy),
+                u8::from(has_bias)
             )
         }
     }
@@ -159,7 +162,15 @@ mod hopper {
     #[repr(C, align(64))]
     struct Maps([sys::CUtensorMap; 4]);
 
-    pub fn launch(gpu: &mut Gpu, call: Call, strides: [Strides; 4], at: [u64; 4], lse: u64) -> Result<(), CudaError> {
+    /// - `bias`: of each key, f32, and from one batch entry's to the next
+    pub fn launch(
+        gpu: &mut Gpu,
+        call: Call,
+        strides: [Strides; 4],
+        at: [u64; 4],
+        lse: u64,
+        bias: Option<(u64, i64)>,
+    ) -> Result<(), CudaError> {
         let [b, h, n_queries, n_keys, d] = call.dims;
         let build = Build::of(d);
         let [q, k, v, out] = at;
@@ -174,7 +185,10 @@ mod hopper {
         let tiles = n_queries.div_ceil(64 * build.workers);
         let items = tiles * h * b;
         let wgmma = Wgmma { scores: keys, values: d.next_multiple_of(16), is_f16: call.dtype == DType::F16 };
-        let kernel = Kernel { wgmma: Some(wgmma), ..kernel(&SOURCE, "attention", call.dtype, &build.options(d)) };
+        let kernel = Kernel {
+            wgmma: Some(wgmma),
+            ..kernel(&SOURCE, "attention", call.dtype, &build.options(d, bias.is_some()))
+        };
         let grid = Grid {
             blocks: [(items as u32).min(gpu.n_sms), 1, 1],
             threads: 128 * (build.workers as u32 + 1),
@@ -182,8 +196,11 @@ mod hopper {
         };
         let (n_queries, n_keys, h) = (n_queries as i32, n_keys as i32, h as i32);
         let (tiles, items, scale) = (tiles as i32, items as i32, call.scale);
+        let (bias, bias_batch) = bias.unwrap_or_default();
         // SAFETY: `attention`'s parameters; the maps describe the tensors
-        unsafe { gpu.launch(&kernel, grid, &args!(maps, lse, n_queries, n_keys, h, tiles, items, scale)) }
+        unsafe {
+            gpu.launch(&kernel, grid, &args!(maps, lse, n_queries, n_keys, h, tiles, items, scale, bias, bias_batch))
+        }
     }
 
     /// Describes `[batch, heads, tokens, d]` to the copy engine: boxes of 64 channels and `rows` tokens, zeros outside.

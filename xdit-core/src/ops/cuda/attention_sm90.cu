@@ -21,6 +21,7 @@
 //   EARLY 0   after them
 //   LAZY 1    outputs are rescaled only when a row's maximum grows by more than 2^8: until then weights are at most 2^8,
 //             which f32 sums and bf16 weights hold as well as 1
+//   BIAS 1    each batch entry has numbers that are added to its keys' scores, f32; minus infinity hides a key
 // `wgmma_scores` and `wgmma_values` are written by the host for these sizes.
 
 #define WIDTH ((HEAD_DIM + 15) / 16 * 16)
@@ -132,6 +133,19 @@ __device__ __forceinline__ void hide(Scores& s, int n_keys, int lane) {
   for (int i = 0; i < KEYS / 2; i++)
     if ((i / 4) * 8 + (lane % 4) * 2 + i % 2 >= n_keys) s[i] = -INFINITY_;
 }
+// Adds to the scores what the tile's keys have, in units of unscaled scores; past the end nothing is read.
+__device__ __forceinline__ void add_bias(Scores& s, const float* bias, int n_keys, int lane, float by) {
+#if BIAS
+#pragma unroll
+  for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const int key = 8 * j + lane % 4 * 2 + e;
+      const float b = key < n_keys ? bias[key] * by : 0.f;
+      s[4 * j + e] += b; s[4 * j + 2 + e] += b;
+    }
+#endif
+}
 // Raises the maximum of row R by its new scores and returns by how much what was summed so far shrinks.
 template <int R> __device__ __forceinline__ float raise(const Scores& s, Row& row, float scale2) {
   float a = s[2 * R], b = s[2 * R + 1];   // two chains: a thread has to hide its own latency
@@ -141,6 +155,9 @@ template <int R> __device__ __forceinline__ float raise(const Scores& s, Row& ro
   a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
   a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
   a = fmaxf(a, row.max);
+#if BIAS
+  a = fmaxf(a, -1e38f);     // no key seen yet: no inf - inf
+#endif
 #if LAZY
   if ((a - row.max) * scale2 <= 8.f) a = row.max;
 #endif
@@ -178,8 +195,9 @@ __device__ __forceinline__ void shrink_outputs(Outputs& o, const float (&shrink)
 
 // ------------------------------------------------------------------------------------------------ the kernel
 // lse: [batch, heads, n_queries], natural logarithms; n_tiles: query tiles of a head; n_items: of all heads
+// bias: a row of n_keys numbers for each batch entry, or the same for all (stride 0); not read without BIAS
 extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(const __grid_constant__ Maps maps, float* lse,
-    int n_queries, int n_keys, int heads, int n_tiles, int n_items, float scale) {
+    int n_queries, int n_keys, int heads, int n_tiles, int n_items, float scale, const float* bias, i64 bias_batch) {
   extern __shared__ u8 shared[];
   u32 base = (u32)__cvta_generic_to_shared(shared);
   base = (base + 1023) / 1024 * 1024;                       // swizzled panels begin at multiples of 1024
@@ -267,6 +285,8 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
     hold(s);
     give_back(k_empty, k.stage);
     k.next();
+    const float* my_bias = bias + batch * bias_batch;
+    add_bias(s, my_bias + last * KEYS, n_keys - last * KEYS, lane, 1.f / scale);
     hide(s, n_keys - last * KEYS, lane);
     shrink[0] = raise<0>(s, row[0], scale2);
     shrink[1] = raise<1>(s, row[1], scale2);
@@ -288,6 +308,7 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
       hold(s);
       give_back(k_empty, k.stage);
       k.next();
+      add_bias(s, my_bias + n * KEYS, KEYS, lane, 1.f / scale);
       shrink[0] = raise<0>(s, row[0], scale2);
       shrink[1] = raise<1>(s, row[1], scale2);
 #if EARLY
@@ -327,8 +348,8 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
       sum += __shfl_xor_sync(~0u, sum, 2);
       const int at = first_row + 16 * warp + lane / 4 + 8 * r;
       if (lane % 4 == 0 && at < n_queries)
-        lse[((i64)batch * heads + head) * n_queries + at] = row[r].max * scale + logf(sum);
-      by[r] = 1.f / sum;
+        lse[((i64)batch * heads + head) * n_queries + at] = sum > 0.f ? row[r].max * scale + logf(sum) : -INFINITY_;
+      by[r] = sum > 0.f ? 1.f / sum : 0.f;                  // a row that sees nothing is zeros
     }
     products_wait<0>();
     hold(o); hold(weights);
