@@ -63,9 +63,16 @@ impl<'t, 'r> Passes<'t, 'r> {
         batch: usize,
     ) -> Self {
         let texts = std::iter::once(request.text).chain(request.cfg.map(|cfg| cfg.negative));
+        let mut prompts: Vec<Prompt<'r>> = Vec::new();
+        for text in texts {
+            // prompts of one length have the same tables
+            let same = prompts.iter().find(|prompt| prompt.text.txt.n_tokens() == text.txt.n_tokens());
+            let prompt = same.map(|same| same.with(text));
+            prompts.push(prompt.unwrap_or_else(|| Prompt::new(dit, team, text, request, layout)));
+        }
         let mut passes = Self {
             dit,
-            prompts: texts.map(|text| Prompt::new(dit, team, text, request, layout)).collect(),
+            prompts,
             mine: Vec::new(),
             cfg: request.cfg,
             n_steps: timesteps.len(),
@@ -225,6 +232,20 @@ impl<'r> Prompt<'r> {
         }
     }
 
+    /// Another text of the same length.
+    fn with(&self, text: &'r TextEmbeddings) -> Self {
+        Self {
+            text,
+            shares: Arc::clone(&self.shares),
+            all: self.all.clone(),
+            whole: self.whole.clone(),
+            patches: self.patches.clone(),
+            conds: Vec::new(),
+            txt: None,
+            n: 1,
+        }
+    }
+
     /// This one and another as a batch; not if they differ in shape, or if their tokens are made anew at each step.
     fn joined(&self, other: &Self) -> Option<Self> {
         let cat = |a: &Tensor<3>, b: &Tensor<3>| {
@@ -233,14 +254,10 @@ impl<'r> Prompt<'r> {
         };
         let conds = self.conds.iter().zip(&other.conds).map(|(a, b)| a.joined(b));
         Some(Self {
-            text: self.text,
-            shares: Arc::clone(&self.shares),
-            all: self.all.clone(),
-            whole: self.whole.clone(),
-            patches: self.patches.clone(),
             conds: conds.collect::<Option<_>>()?,
             txt: Some(cat(self.txt.as_ref()?, other.txt.as_ref()?)?),
             n: self.n + other.n,
+            ..self.with(self.text)
         })
     }
 

@@ -1,5 +1,7 @@
 //! Rotary positions, fused with the norm of queries and keys.
 
+use std::collections::HashMap;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::choose::choose;
@@ -17,13 +19,16 @@ impl RopeTable {
         let pairs = axes_dim.iter().sum::<usize>() / 2;
         let mut cos = Vec::with_capacity(positions.len() * pairs);
         let mut sin = Vec::with_capacity(positions.len() * pairs);
+        // a picture has many tokens, but few rows and columns: each coordinate is computed once
+        let mut known = axes_dim.map(|_| HashMap::new());
         for position in positions {
-            for (at, dim) in position.iter().zip(axes_dim) {
-                for i in 0..dim / 2 {
-                    let angle = at * (1.0 / theta.powf((2 * i) as f64 / dim as f64));
-                    cos.push(angle.cos() as f32);
-                    sin.push(angle.sin() as f32);
-                }
+            for ((at, dim), known) in position.iter().zip(axes_dim).zip(&mut known) {
+                let (some_cos, some_sin): &(Vec<f32>, Vec<f32>) = known.entry(at.to_bits()).or_insert_with(|| {
+                    let angle = |i: usize| at * (1.0 / theta.powf((2 * i) as f64 / dim as f64));
+                    (0..dim / 2).map(|i| (angle(i).cos() as f32, angle(i).sin() as f32)).unzip()
+                });
+                cos.extend_from_slice(some_cos);
+                sin.extend_from_slice(some_sin);
             }
         }
         let tensor = |values| Tensor::from_data(TensorData::new(values, [positions.len(), pairs]), device);

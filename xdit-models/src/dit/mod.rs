@@ -391,12 +391,19 @@ pub fn sincos_2d(grid: TokenGrid, base: usize, scale: f64, d: usize, device: &De
     // f32 as upstream, the angles in f64
     let at = |i: usize, n: usize| f64::from(i as f32 / (n as f32 / base as f32) / scale as f32);
     let omega: Vec<f64> = (0..quarter).map(|i| 1.0 / 10_000_f64.powf(i as f64 / (d as f64 / 4.0))).collect();
+    // each row and each column is computed once
+    let along = |n: usize| -> Vec<Vec<f32>> {
+        let of = |position: f64| {
+            let sines = omega.iter().map(move |w| (position * w).sin() as f32);
+            sines.chain(omega.iter().map(move |w| (position * w).cos() as f32)).collect()
+        };
+        (0..n).map(|i| of(at(i, n))).collect()
+    };
+    let (rows, cols) = (along(grid.rows), along(grid.cols));
     let mut values = Vec::with_capacity(grid.n_tokens() * d);
     for [_, row, col] in grid.positions() {
-        for position in [at(col, grid.cols), at(row, grid.rows)] {
-            values.extend(omega.iter().map(|w| (position * w).sin() as f32));
-            values.extend(omega.iter().map(|w| (position * w).cos() as f32));
-        }
+        values.extend_from_slice(&cols[col]);
+        values.extend_from_slice(&rows[row]);
     }
     Tensor::from_data(TensorData::new(values, [grid.n_tokens(), d]), device)
 }
