@@ -66,11 +66,8 @@ fn group_norms_are_the_cpus() {
         ] {
             let draw = |seed| random([c], seed, dtype);
             let norm = GroupNorm { weight: draw(1), bias: draw(2), n_groups: groups, eps: 1e-6 };
-            let there = GroupNorm {
-                weight: on_gpu(&norm.weight, dtype),
-                bias: on_gpu(&norm.bias, dtype),
-                ..norm.clone()
-            };
+            let there =
+                GroupNorm { weight: on_gpu(&norm.weight, dtype), bias: on_gpu(&norm.bias, dtype), ..norm.clone() };
             // far from zero, where a sum of squares would lose the variance
             for away in [0.0, 30.0] {
                 let x = to_f32((random([b, c, h, w], 3, dtype) + away).cast(dtype));
@@ -154,10 +151,7 @@ fn a_pixel_of_a_convolution_has_the_same_bits_beside_any_others() {
         let dev = gpu();
         let draw = |dims: [usize; 4]| Tensor::<4>::random(dims, Distribution::Normal(0.0, 0.1), &dev).cast(dtype);
         for (c_in, c_out) in [(128, 128), (256, 128), (512, 512)] {
-            let conv = Conv2d {
-                weight: draw([c_out, c_in, 3, 3]),
-                bias: draw([1, 1, 1, c_out]).reshape([c_out]),
-            };
+            let conv = Conv2d { weight: draw([c_out, c_in, 3, 3]), bias: draw([1, 1, 1, c_out]).reshape([c_out]) };
             let x = innermost(draw([1, c_in, 96, 80]));
             let whole = conv.forward(x.clone()).slice([0..1, 0..c_out, 9..31, 17..47]);
             let part = conv.forward(x.slice([0..1, 0..c_in, 8..32, 16..48])).slice([0..1, 0..c_out, 1..23, 1..31]);

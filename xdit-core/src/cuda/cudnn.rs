@@ -246,8 +246,7 @@ impl Plan {
             check("cudnnSetConvolution2dDescriptor", set(plan.conv, pad, pad, 1, 1, 1, 1, CROSS_CORRELATION, sums))?;
             check("cudnnSetConvolutionMathType", (functions.cudnnSetConvolutionMathType)(plan.conv, kind.math()))?;
             let size = functions.cudnnGetConvolutionForwardWorkspaceSize;
-            let status =
-                size(handle, plan.x, plan.weight, plan.conv, plan.out, IMPLICIT_GEMM, &mut plan.workspace);
+            let status = size(handle, plan.x, plan.weight, plan.conv, plan.out, IMPLICIT_GEMM, &mut plan.workspace);
             check("cudnnGetConvolutionForwardWorkspaceSize", status)?;
         }
         Ok(plan)

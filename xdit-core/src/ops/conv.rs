@@ -19,7 +19,8 @@ impl Conv2d {
     /// # Errors
     /// A shape other than `[out, in, k, k]` and `[out]`.
     pub fn load(loader: &Loader<'_>, c_in: usize, c_out: usize, k: usize) -> Result<Self, LoadError> {
-        let conv = Self { weight: loader.tensor("weight", [c_out, c_in, k, k])?, bias: loader.tensor("bias", [c_out])? };
+        let conv =
+            Self { weight: loader.tensor("weight", [c_out, c_in, k, k])?, bias: loader.tensor("bias", [c_out])? };
         Ok(choose!(&conv.weight, cpu: None, cuda: cuda::arranged_conv(&conv), portable: conv))
     }
 

@@ -22,7 +22,7 @@ const FEW: usize = 8;
 pub fn group_norm(x: &Tensor<4>, norm: &GroupNorm, silu: bool) -> Option<Tensor<4>> {
     let c = x.dims()[1];
     let vectors = c / 8;
-    if !c.is_multiple_of(8) || vectors > 256 || c % norm.n_groups != 0 {
+    if !c.is_multiple_of(8) || vectors > 256 || !c.is_multiple_of(norm.n_groups) {
         return None;
     }
     let x = Pixels::of(x)?;
@@ -52,9 +52,7 @@ pub fn group_norm(x: &Tensor<4>, norm: &GroupNorm, silu: bool) -> Option<Tensor<
         let moments = args!(x, parts, pixels, channels, groups, per_chunk);
         // SAFETY: `moments`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernels[0], sums, &moments)? };
-        let all = args!(
-            x, parts, weight, bias, y, pixels, channels, groups, per_chunk, chunks, per_block, eps, silu
-        );
+        let all = args!(x, parts, weight, bias, y, pixels, channels, groups, per_chunk, chunks, per_block, eps, silu);
         // SAFETY: `normalise`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernels[1], writes, &all) }
     });

@@ -8,6 +8,7 @@
 
 mod attention;
 mod conv;
+mod conv_kernels;
 mod dense;
 mod group_norm;
 mod joint;

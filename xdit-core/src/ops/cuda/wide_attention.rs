@@ -68,16 +68,20 @@ pub fn wide_attention([q, k, v]: [&DeviceTensor; 3], out: &DeviceTensor, lse: &D
     let scores = q.empty(&[rows, stride], DType::F32);
     let weights = q.empty(&[rows, stride], dtype);
     let turned = q.empty(&[d, stride], dtype);
-    enqueue([q, k, v], [out, lse, &scores, &weights, &turned], move |gpu, [q, k, v], [out, lse, scores, weights, turned]| {
-        let between = Between { scores, weights, turned };
-        for head in 0..b * h {
-            let at = |i: usize| ((head / h * strides[i][0] + head % h * strides[i][1]) * dtype.size()) as u64;
-            let lse = lse + (head * n_queries * 4) as u64;
-            let head = Head { q: q + at(0), k: k + at(1), v: v + at(2), out: out + at(3), lse };
-            attend(gpu, &wide, head, between)?;
-        }
-        Ok(())
-    });
+    enqueue(
+        [q, k, v],
+        [out, lse, &scores, &weights, &turned],
+        move |gpu, [q, k, v], [out, lse, scores, weights, turned]| {
+            let between = Between { scores, weights, turned };
+            for head in 0..b * h {
+                let at = |i: usize| ((head / h * strides[i][0] + head % h * strides[i][1]) * dtype.size()) as u64;
+                let lse = lse + (head * n_queries * 4) as u64;
+                let head = Head { q: q + at(0), k: k + at(1), v: v + at(2), out: out + at(3), lse };
+                attend(gpu, &wide, head, between)?;
+            }
+            Ok(())
+        },
+    );
     Some(())
 }
 
