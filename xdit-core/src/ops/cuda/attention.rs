@@ -31,7 +31,7 @@ pub fn attention(
     scale: f64,
 ) -> Option<Attended> {
     let [b, h, n_queries, d] = q.dims();
-    let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
+    let (q, k, v) = (operand(q)?, operand(k)?, operand(v)?);
     let dtype = q.dtype();
     if k.dtype() != dtype || v.dtype() != dtype || (bias.is_some() && d > NARROW) {
         return None;
@@ -49,6 +49,14 @@ pub fn attention(
     let call = Call { dims: [b, h, n_queries, k.dims()[2], d], dtype, scale: scale as f32 };
     launch(call, [&q, &k, &v], bias.as_ref(), &out, &lse);
     Some(Attended { out: out.tensor(), lse: lse.tensor() })
+}
+
+/// The kernel for f32 takes any number of channels, the others vectors of 8.
+fn operand(x: &Tensor<4>) -> Option<DeviceTensor> {
+    readable(x).or_else(|| {
+        let x = DeviceTensor::of(x).filter(|x| x.dtype() == DType::F32 && !x.dims().contains(&0))?;
+        Some(if x.strides()[3] == 1 { x } else { x.contiguous() })
+    })
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,5 @@
-//! Convolutions: by cuDNN where it is installed, else by `conv.cu`; with kernels of one pixel they are dense layers.
+//! Convolutions: on Hopper by `conv_sm90.cu`; elsewhere, and in f32, by cuDNN where it is installed, else by `conv.cu` and
+//! `conv_f32.cu`; with kernels of one pixel they are dense layers.
 //!
 //! Kernels read weights as `[out, k, k, in]` memory, both numbers of channels filled out to multiples of 8. A layer's
 //! weights are put into that order once, when it is loaded; they stay `[out, in, k, k]` to whoever looks at their shape.
@@ -87,12 +88,12 @@ pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Opt
         }
         // SAFETY: the tensors hold what the convolution says
         unsafe {
-            let how = std::env::var("XDIT_CONV").unwrap_or_default();
-            if how == "cudnn" && gpu.convolve(&convolution, maps)? {
-                return Ok(());
-            }
-            if how != "own" && gpu.sm == 90 && dtype != DType::F32 {
+            // as fast as cuDNN there, and a pixel has the same bits in any part of a picture
+            if gpu.sm == 90 && dtype != DType::F32 {
                 return conv_kernels::hopper::convolve(gpu, dtype, &convolution, maps);
+            }
+            if gpu.convolve(&convolution, maps)? {
+                return Ok(());
             }
             conv_kernels::convolve(gpu, dtype, &convolution, maps)
         }

@@ -11,6 +11,23 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+// Every `step`-th pixel from `first` on before `end`, in order; four are on their way at a time.
+template <typename F> __device__ __forceinline__ void each_pixel(const T* x, int channels, int first, int end, int step, F use) {
+  int p = first;
+  for (; p + 3 * step < end; p += 4 * step) {
+    float v[4][8];
+#pragma unroll
+    for (int i = 0; i < 4; i++) load8(x + (i64)(p + i * step) * channels, v[i]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) use(p + i * step, v[i]);
+  }
+  for (; p < end; p += step) {
+    float v[8];
+    load8(x + (i64)p * channels, v);
+    use(p, v);
+  }
+}
+
 // Of each group of each chunk of pixels: mean, and sum of squared distances from it.
 // x: [pictures, pixels, channels]; parts: [pictures, groups, chunks]
 extern "C" __global__ void __launch_bounds__(256) moments(const T* __restrict__ x, float2* __restrict__ parts, int pixels,
@@ -24,13 +41,11 @@ extern "C" __global__ void __launch_bounds__(256) moments(const T* __restrict__ 
   // distances from the thread's first pixel: small beside it where the channel is far from zero
   const bool idle = line >= lines;
   if (!idle && first + line < end) load8(x + (i64)(first + line) * channels, pivot);
-#pragma unroll 4
-  for (int p = first + line + lines; !idle && p < end; p += lines) {
-    float v[8];
-    load8(x + (i64)p * channels, v);
+  if (!idle)
+    each_pixel(x, channels, first + line + lines, end, lines, [&](int, const float (&v)[8]) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) { const float d = v[j] - pivot[j]; sum[j] += d; squares[j] = fmaf(d, d, squares[j]); }
-  }
+      for (int j = 0; j < 8; j++) { const float d = v[j] - pivot[j]; sum[j] += d; squares[j] = fmaf(d, d, squares[j]); }
+    });
   const float mine = max(1, pixels_of(line));
   float* means = shared + line * channels + column;
   float* distances = means + lines * channels;
@@ -92,16 +107,13 @@ extern "C" __global__ void __launch_bounds__(256) normalise(const T* __restrict_
     mean[j] = group.x;
     scale[j] *= group.y;
   }
-  const i64 at = (i64)blockIdx.y * pixels * channels + column;
-#pragma unroll 4
-  for (int p = first + line; p < end; p += lines) {
-    float v[8];
-    load8(x + at + (i64)p * channels, v);
+  x += (i64)blockIdx.y * pixels * channels + column; y += (i64)blockIdx.y * pixels * channels + column;
+  each_pixel(x, channels, first + line, end, lines, [&](int p, float (&v)[8]) {
 #pragma unroll
     for (int j = 0; j < 8; j++) {
       v[j] = fmaf(v[j] - mean[j], scale[j], shift[j]);
       if (silu) v[j] = __fdividef(v[j], 1.f + __expf(-v[j]));
     }
-    store8(y + at + (i64)p * channels, v);
-  }
+    store8(y + (i64)p * channels, v);
+  });
 }

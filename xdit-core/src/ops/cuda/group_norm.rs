@@ -35,7 +35,7 @@ pub fn group_norm(x: &Tensor<4>, norm: &GroupNorm, silu: bool) -> Option<Tensor<
     let (pixels, groups) = (x.height * x.width, norm.n_groups);
     let per_chunk = pixels.div_ceil(CHUNKS).max(FEW * lines);
     let chunks = pixels.div_ceil(per_chunk);
-    let per_block = (per_chunk / 4).max(FEW * lines);
+    let per_block = (per_chunk / 2).max(FEW * lines);
     let parts = x.x.empty(&[x.batch, groups, chunks, 2], DType::F32);
     let out = x.like(1, c);
     let grid = |of: usize, shared: usize| Grid {
