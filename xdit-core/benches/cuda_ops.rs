@@ -1,4 +1,4 @@
-//! Times operations on a GPU: `cuda_ops [attention|linear|rows] ..`, each for the shapes of real models, bf16.
+//! Times operations on a GPU: `cuda_ops [attention|linear|rows|decoder] ..`, each for the shapes of real models, bf16.
 //!
 //! Medians of several batches of launches, the device waited for after each batch. `docs/benchmarks/cuda_ops.py` runs it
 //! in turns with PyTorch.
@@ -17,15 +17,17 @@ fn main() {
 mod cuda {
     use std::time::Instant;
 
-    use burn::tensor::{DType, Device, Distribution, Tensor};
+    use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+    use xdit_core::checkpoint::Loader;
     use xdit_core::ops::{
-        Activation, HeadNorm, Linear, RopeTable, attention, gated_residual, modulated_norm, norm_rope, split_heads,
+        Activation, Conv2d, GroupNorm, HeadNorm, Linear, RopeTable, attention, gated_residual, modulated_norm,
+        norm_rope, split_heads, upsample_nearest_2x,
     };
 
     pub fn run() {
         let what: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
         let Some(what) = what.first() else {
-            println!("attention HEADSxQUERIESxKEYSxHEAD_DIM.., linear MxKxN.. or rows: needs a GPU");
+            println!("attention HEADSxQUERIESxKEYSxHEAD_DIM.., linear MxKxN.., rows or decoder: needs a GPU");
             return;
         };
         let shapes: Vec<Vec<usize>> = std::env::args()
@@ -37,6 +39,7 @@ mod cuda {
             "attention" => shapes.iter().for_each(|shape| attend(shape, &dev)),
             "linear" => shapes.iter().for_each(|shape| multiply(shape, &dev)),
             "rows" => rows(&dev),
+            "decoder" => decoder(&dev),
             other => println!("{other}?"),
         }
     }
@@ -118,5 +121,47 @@ mod cuda {
         time("gelu", dev, 0.0, 2.0 * size, || {
             let _ = Activation::GeluTanh.apply(x.clone());
         });
+    }
+
+    /// What FLUX's decoder does for a picture of 1024 pixels.
+    fn decoder(dev: &Device) {
+        let map = |c: usize, side: usize| draw([1, side, side, c], dev).permute([0, 3, 1, 2]);
+        let loader = Loader::drawn("vae", dev, FloatDType::BF16);
+        for (side, c_in, c_out, k) in [
+            (1024, 128, 128, 3),
+            (1024, 256, 128, 3),
+            (1024, 256, 256, 3),
+            (1024, 256, 128, 1),
+            (1024, 128, 3, 3),
+            (512, 256, 256, 3),
+            (512, 512, 512, 3),
+            (256, 512, 512, 3),
+            (128, 512, 512, 3),
+        ] {
+            let conv = Conv2d::load(&loader.pp("conv"), c_in, c_out, k).expect("drawn");
+            let (x, residual) = (map(c_in, side), map(c_out, side));
+            let flops = (2 * side * side * c_in * c_out * k * k) as f64;
+            let name = format!("{k}x{k} convolution {side}x{side}x{c_in} to {c_out}");
+            time(&name, dev, flops, 0.0, || {
+                let _ = conv.forward(x.clone());
+            });
+            if k == 3 && c_out > 3 {
+                time(&format!("{name}, added"), dev, flops, 0.0, || {
+                    let _ = conv.forward_add(x.clone(), residual.clone());
+                });
+            }
+        }
+        for (side, c) in [(1024, 128), (1024, 256), (512, 256), (256, 512), (128, 512)] {
+            let norm = GroupNorm { weight: draw([c], dev), bias: draw([c], dev), n_groups: 32, eps: 1e-6 };
+            let x = map(c, side);
+            time(&format!("group norm and SiLU {side}x{side}x{c}"), dev, 0.0, (6 * side * side * c) as f64, || {
+                let _ = norm.forward_silu(x.clone());
+            });
+        }
+        let x = map(256, 512);
+        time("upsampling 512x512x256", dev, 0.0, (10 * 512 * 512 * 256) as f64, || {
+            let _ = upsample_nearest_2x(x.clone());
+        });
+        attend(&[1, 16384, 16384, 512], dev);
     }
 }

@@ -42,6 +42,14 @@ pub enum CudaError {
         /// Its answer.
         error: CublasError,
     },
+    /// cuDNN refused a call.
+    #[error("cuDNN: {call} failed with status {status}")]
+    Cudnn {
+        /// The call.
+        call: &'static str,
+        /// Its answer, a `cudnnStatus_t`.
+        status: i32,
+    },
     /// NVRTC failed by itself.
     #[error("NVRTC: {call} failed: {error:?}")]
     Nvrtc {

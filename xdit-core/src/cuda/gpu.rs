@@ -32,6 +32,8 @@ pub struct Gpu {
     scratch: HashMap<usize, u64>,
     /// cuBLASLt's, made by the first product.
     pub(crate) products: Option<super::products::Products>,
+    /// cuDNN's, made by the first convolution: `Some(None)` where it is not installed.
+    pub(crate) convolutions: Option<Option<super::cudnn::Convolutions>>,
 }
 
 /// Threads of a launch.
@@ -82,6 +84,7 @@ impl Gpu {
             functions: HashMap::new(),
             scratch: HashMap::new(),
             products: None,
+            convolutions: None,
         })
     }
 

@@ -4,10 +4,12 @@
 //! - [`raw`]: the memory behind a tensor, and work in its stream's order: all that depends on Burn's inner workings
 //! - [`gpu`]: what a device's thread keeps: compiled kernels, cuBLASLt's handle
 //! - [`products`]: dense products by cuBLASLt
+//! - [`cudnn`]: convolutions, where cuDNN is installed
 //! - [`kernels`]: CUDA C++ to machine code by NVRTC, kept on disk
 //!
 //! The operations that are built on this are in `ops/cuda`.
 
+pub mod cudnn;
 mod devices;
 mod error;
 pub mod gpu;

@@ -30,7 +30,7 @@ pub struct Product {
     pub batch: usize,
     /// From one of the batch to the next of `x` and of `out`, in numbers.
     pub batch_strides: [usize; 2],
-    /// Of all four.
+    /// Of all four, but for an `out` that is f32.
     pub kind: Kind,
     /// Whether there is a bias, `[n]`.
     pub has_bias: bool,
@@ -38,6 +38,8 @@ pub struct Product {
     pub gelu: bool,
     /// Whether to add to what is in `out`, before the GELU.
     pub adds: bool,
+    /// Whether `out` is f32 whatever the others are.
+    pub out_is_f32: bool,
     /// What all addresses are multiples of.
     pub alignment: u32,
 }
@@ -132,7 +134,7 @@ impl Gpu {
         let work = 2.0 * (product.batch * product.m) as f64 * product.k as f64 * product.n as f64;
         if candidates.len() > 1 && work >= tuning::WORTH_IT {
             let last = (product.batch - 1) * product.batch_strides[1] + (product.m - 1) * product.strides[2];
-            let bytes = (last + product.n) * product.kind.size();
+            let bytes = (last + product.n) * if product.out_is_f32 { 4 } else { product.kind.size() };
             plan.algorithm = tuning::fastest(self, &candidates, bytes, |gpu, algorithm, out| {
                 gpu.run(product, &plan, Operands { out, ..operands }, algorithm)
             })?;
@@ -186,7 +188,8 @@ impl Plan {
     /// And all algorithms that serve it, the one of the plan first.
     fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<(Self, Vec<Algorithm>), CublasError> {
         let data = product.kind.data();
-        let layout = |columns: usize, rows: usize, stride, batch_stride: usize| {
+        let out_data = if product.out_is_f32 { cudaDataType::CUDA_R_32F } else { data };
+        let layout = |data, columns: usize, rows: usize, stride, batch_stride: usize| {
             let layout = lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)?;
             let (batch, step) = (product.batch as i32, batch_stride as i64);
             // SAFETY: the attributes have these types
@@ -211,11 +214,11 @@ impl Plan {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
-        let weight = layout(product.k, product.n, weight_stride, 0)?;
+        let weight = layout(data, product.k, product.n, weight_stride, 0)?;
         let of = |m| {
             Ok::<_, CublasError>((
-                layout(product.k, m, x_stride, x_batch)?,
-                layout(product.n, m, out_stride, out_batch)?,
+                layout(data, product.k, m, x_stride, x_batch)?,
+                layout(out_data, product.n, m, out_stride, out_batch)?,
             ))
         };
         let (x, out) = of(product.m)?;

@@ -123,6 +123,11 @@ impl DeviceTensor {
         self.0.handle.offset_start.unwrap_or(0).is_multiple_of(bytes)
     }
 
+    /// Whether so many numbers from the first one on lie in its memory, as rows that were filled out do.
+    pub fn reaches(&self, numbers: usize) -> bool {
+        (numbers * self.0.dtype.size()) as u64 <= self.0.handle.size_in_used()
+    }
+
     /// Precision.
     pub fn dtype(&self) -> DType {
         self.0.dtype

@@ -1,12 +1,14 @@
 //! Convolutions and what image decoders put between them.
 //!
-//! Feature maps are `[batch, channels, height, width]`; on the CPU they are views of memory that has the channels
-//! innermost, as heads are of token-major memory.
+//! Feature maps are `[batch, channels, height, width]`; on the CPU and on NVIDIA's GPUs they are views of memory that has
+//! the channels innermost, as heads are of token-major memory.
 
 use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 
-use super::choose;
+use super::choose::choose;
 use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::tensors::{to_dtype, to_f32};
 use super::types::{Conv2d, GroupNorm};
 use crate::checkpoint::{LoadError, Loader};
@@ -17,19 +19,31 @@ impl Conv2d {
     /// # Errors
     /// A shape other than `[out, in, k, k]` and `[out]`.
     pub fn load(loader: &Loader<'_>, c_in: usize, c_out: usize, k: usize) -> Result<Self, LoadError> {
-        Ok(Self { weight: loader.tensor("weight", [c_out, c_in, k, k])?, bias: loader.tensor("bias", [c_out])? })
+        let conv =
+            Self { weight: loader.tensor("weight", [c_out, c_in, k, k])?, bias: loader.tensor("bias", [c_out])? };
+        Ok(choose!(&conv.weight, cpu: None, cuda: cuda::arranged_conv(&conv), portable: conv))
     }
 
     /// `[batch, in, height, width] -> [batch, out, height, width]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        choose::on(&x).cpu(|| cpu::conv2d(&x, self, None)).portable(|| self.portable(x))
+        choose!(
+            &x,
+            cpu: cpu::conv2d(&x, self, None),
+            cuda: cuda::conv2d(&x, self, None),
+            portable: self.portable(x),
+        )
     }
 
     /// `forward(x) + residual`
     ///
     /// - `residual`: `[batch, out, height, width]`
     pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
-        choose::on(&x).cpu(|| cpu::conv2d(&x, self, Some(&residual))).portable(|| self.portable(x) + residual)
+        choose!(
+            &x,
+            cpu: cpu::conv2d(&x, self, Some(&residual)),
+            cuda: cuda::conv2d(&x, self, Some(&residual)),
+            portable: self.portable(x) + residual,
+        )
     }
 
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
@@ -51,12 +65,22 @@ impl GroupNorm {
 
     /// `[batch, channels, height, width]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        choose::on(&x).cpu(|| cpu::group_norm(&x, self, false)).portable(|| self.portable(x))
+        choose!(
+            &x,
+            cpu: cpu::group_norm(&x, self, false),
+            cuda: cuda::group_norm(&x, self, false),
+            portable: self.portable(x),
+        )
     }
 
     /// `silu(forward(x))`
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        choose::on(&x).cpu(|| cpu::group_norm(&x, self, true)).portable(|| activation::silu(self.portable(x)))
+        choose!(
+            &x,
+            cpu: cpu::group_norm(&x, self, true),
+            cuda: cuda::group_norm(&x, self, true),
+            portable: activation::silu(self.portable(x)),
+        )
     }
 
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
@@ -74,9 +98,12 @@ impl GroupNorm {
 /// Each pixel four times: `[batch, channels, height, width] -> [batch, channels, 2 height, 2 width]`.
 pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
     let [b, c, h, w] = x.dims();
-    choose::on(&x)
-        .cpu(|| cpu::upsample_nearest_2x(&x))
-        .portable(|| x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w]))
+    choose!(
+        &x,
+        cpu: cpu::upsample_nearest_2x(&x),
+        cuda: cuda::upsample_nearest_2x(&x),
+        portable: x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w]),
+    )
 }
 
 /// `[batch, channels, height, width] -> [batch, height * width, channels]`, a view on the CPU.

@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use burn::tensor::{DType, Tensor};
 use cudarc::driver::sys;
 
+use super::wide_attention::wide_attention;
 use super::{kernel, readable};
 use crate::cuda::CudaError;
 use crate::cuda::gpu::{Gpu, Grid, args};
@@ -19,6 +20,9 @@ static F32: Source = Source { name: "attention_f32", code: include_str!("attenti
 /// Queries of a block of `attention.cu` and `attention_f32.cu`.
 const QUERIES: [usize; 2] = [64, 4];
 
+/// Channels of a head that the kernels hold in registers; wider heads are products.
+const NARROW: usize = 256;
+
 pub fn attention(
     q: &Tensor<4>,
     k: &Tensor<4>,
@@ -27,9 +31,9 @@ pub fn attention(
     scale: f64,
 ) -> Option<Attended> {
     let [b, h, n_queries, d] = q.dims();
-    let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
+    let (q, k, v) = (operand(q)?, operand(k)?, operand(v)?);
     let dtype = q.dtype();
-    if k.dtype() != dtype || v.dtype() != dtype || (dtype != DType::F32 && d > 256) || d > 512 {
+    if k.dtype() != dtype || v.dtype() != dtype || (bias.is_some() && d > NARROW) {
         return None;
     }
     let bias = match bias {
@@ -38,9 +42,21 @@ pub fn attention(
     };
     let out = q.empty(&[b, n_queries, h, d], dtype).view(0, &[b, h, n_queries, d], &[n_queries * h * d, d, h * d, 1]);
     let lse = q.empty(&[b, h, n_queries], DType::F32);
+    if d > NARROW {
+        wide_attention([&q, &k, &v], &out, &lse, scale as f32)?;
+        return Some(Attended { out: out.tensor(), lse: lse.tensor() });
+    }
     let call = Call { dims: [b, h, n_queries, k.dims()[2], d], dtype, scale: scale as f32 };
     launch(call, [&q, &k, &v], bias.as_ref(), &out, &lse);
     Some(Attended { out: out.tensor(), lse: lse.tensor() })
+}
+
+/// The kernel for f32 takes any number of channels, the others vectors of 8.
+fn operand(x: &Tensor<4>) -> Option<DeviceTensor> {
+    readable(x).or_else(|| {
+        let x = DeviceTensor::of(x).filter(|x| x.dtype() == DType::F32 && !x.dims().contains(&0))?;
+        Some(if x.strides()[3] == 1 { x } else { x.contiguous() })
+    })
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,7 @@ use crate::cuda::products::{Kind, Operands, Product};
 use crate::cuda::raw::{DeviceTensor, enqueue};
 use crate::ops::types::Activation;
 
-fn kind(dtype: DType) -> Option<Kind> {
+pub(super) fn kind(dtype: DType) -> Option<Kind> {
     match dtype {
         DType::F32 => Some(Kind::F32),
         DType::F16 => Some(Kind::F16),
@@ -131,6 +131,7 @@ pub fn dense_into(
             has_bias,
             gelu,
             adds,
+            out_is_f32: false,
             alignment: 0,
         };
         let skip = (column * weight.dtype().size()) as u64;

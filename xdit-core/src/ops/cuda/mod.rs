@@ -7,10 +7,15 @@
 //! computed with it. Sums run along a row in an order that its length alone decides.
 
 mod attention;
+mod conv;
+mod conv_kernels;
 mod dense;
+mod group_norm;
 mod joint;
+mod pixels;
 mod rows;
 mod views;
+mod wide_attention;
 
 use burn::tensor::{DType, Tensor};
 
@@ -18,8 +23,11 @@ use crate::cuda::kernels::{Kernel, Source};
 use crate::cuda::raw::DeviceTensor;
 
 pub(super) use attention::attention;
+pub(super) use conv::{arranged_conv, conv2d};
 pub(super) use dense::{dense, packed};
+pub(super) use group_norm::group_norm;
 pub(super) use joint::joint_qkv;
+pub(super) use pixels::upsample_nearest_2x;
 pub(super) use rows::{
     activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm,
 };
