@@ -106,7 +106,7 @@ fn new_event() -> Result<cudarc::driver::sys::CUevent, CudaError> {
 fn same_bits(gpu: &mut Gpu, first: u64, other: u64, bytes: usize) -> Result<bool, CudaError> {
     let kernel = Kernel { source: &SOURCE, name: "compare", options: "-DF32".into(), wgmma: None };
     // the last two bytes of an odd number of halves are not looked at
-    let (words, answer) = ((bytes / 4) as i64, other + (bytes / 4 * 4) as u64 + if bytes % 4 == 0 { 0 } else { 4 });
+    let (words, answer) = ((bytes / 4) as i64, other + bytes.next_multiple_of(4) as u64);
     let mut differs = [0_u32];
     // SAFETY: `compare`'s parameters; there are `bytes` behind both addresses and a word behind the second
     unsafe {

@@ -121,10 +121,9 @@ pub struct Linears(Together);
 #[derive(Debug, Clone)]
 enum Together {
     Apart(Vec<Linear>),
-    #[cfg(feature = "cuda")]
-    #[expect(clippy::large_enum_variant, reason = "one a block, and none is moved after loading")]
     /// Their rows one after the other, and how many each has.
-    Joined(Linear, Vec<usize>),
+    #[cfg(feature = "cuda")]
+    Joined(Box<Linear>, Vec<usize>),
 }
 
 impl Linears {
@@ -151,15 +150,18 @@ impl Linears {
         }
         let bias = (!biases.is_empty()).then(|| cat(biases, 0));
         let widths = layers.iter().map(Linear::d_out).collect();
-        Some(Self(Together::Joined(Linear::new(cat(weights, 0), bias), widths)))
+        Some(Self(Together::Joined(Box::new(Linear::new(cat(weights, 0), bias)), widths)))
     }
 
     /// The weight and the bias of all layers in one, where they are computed so.
     #[cfg(feature = "cuda")]
     pub(super) fn whole(&self) -> Option<(&Tensor<2>, Option<&Tensor<1>>)> {
         match &self.0 {
-            Together::Joined(Linear { weight: Weight::Rows(weight), bias }, _) => Some((weight, bias.as_ref())),
-            _ => None,
+            Together::Joined(whole, _) => match &whole.weight {
+                Weight::Rows(weight) => Some((weight, whole.bias.as_ref())),
+                Weight::Panels(_) => None,
+            },
+            Together::Apart(_) => None,
         }
     }
 

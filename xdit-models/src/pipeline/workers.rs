@@ -41,7 +41,7 @@ enum Event<T> {
     Advance(Phase, u64),
     Blocks(usize, usize, usize),
     End(Phase),
-    Latents(usize, Tensor<3>),
+    Latents(usize, Box<Tensor<3>>),
     Warn(String),
     Product(T),
     Done(Result<(), PipelineError>),
@@ -231,7 +231,7 @@ impl<T> Observer for Desk<T> {
     }
 
     fn latents(&mut self, step: usize, latents: &Tensor<3>) {
-        self.tell(Event::Latents(step, latents.clone()));
+        self.tell(Event::Latents(step, Box::new(latents.clone())));
     }
 
     fn warn(&mut self, message: &str) {
