@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_void};
 
 use libloading::os::unix::Library;
 
-use super::CudaError;
+use super::error::CudaError;
 use super::gpu::{Gpu, SCRATCH};
 use super::libraries;
 use super::products::Kind;
@@ -144,10 +144,7 @@ impl Gpu {
     /// The operands are there, with the convolution's shapes.
     pub unsafe fn convolve(&mut self, convolution: &Convolution, maps: Maps) -> Result<bool, CudaError> {
         let (scratch, stream) = (self.scratch()?, self.stream);
-        let convolutions = match &mut self.convolutions {
-            Some(convolutions) => convolutions,
-            none => none.insert(Convolutions::new()?),
-        };
+        let convolutions: &mut Option<Convolutions> = self.kept(Convolutions::new)?;
         let Some(convolutions) = convolutions else { return Ok(false) };
         let Some(plan) = convolutions.plan(convolution) else { return Ok(false) };
         let Convolutions { functions, handle, identity, .. } = *convolutions;

@@ -4,7 +4,8 @@
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
-use super::{CudaError, libraries};
+use super::error::CudaError;
+use super::libraries;
 
 /// A GPU.
 #[derive(Debug, Clone)]

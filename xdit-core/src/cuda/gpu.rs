@@ -1,14 +1,16 @@
 //! What a device's thread keeps: compiled kernels, cuBLASLt's handle and plans, scratch memory.
 #![expect(unsafe_code, reason = "calls the driver")]
 
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUmodule, CUstream};
 
-use super::CudaError;
+use super::error::CudaError;
 use super::kernels::{self, Kernel};
 use super::libraries;
 
@@ -30,10 +32,8 @@ pub struct Gpu {
     functions: HashMap<Kernel, CUfunction>,
     /// By stream: what runs there runs one after the other, and may share it.
     scratch: HashMap<usize, u64>,
-    /// cuBLASLt's, made by the first product.
-    pub(crate) products: Option<super::products::Products>,
-    /// cuDNN's, made by the first convolution: `Some(None)` where it is not installed.
-    pub(crate) convolutions: Option<Option<super::cudnn::Convolutions>>,
+    /// By type, what the libraries keep.
+    kept: HashMap<TypeId, Box<dyn Any>>,
 }
 
 /// Threads of a launch.
@@ -59,8 +59,8 @@ impl Gpu {
             // SAFETY: by this function's contract
             unsafe { sys::cuCtxGetDevice(&mut device) }.result().map_err(CudaError::driver("cuCtxGetDevice"))?;
             let gpu = match gpus.entry(device) {
-                std::collections::hash_map::Entry::Occupied(gpu) => gpu.into_mut(),
-                std::collections::hash_map::Entry::Vacant(place) => place.insert(Self::new(device)?),
+                Entry::Occupied(gpu) => gpu.into_mut(),
+                Entry::Vacant(place) => place.insert(Self::new(device)?),
             };
             gpu.stream = stream;
             work(gpu)
@@ -83,9 +83,20 @@ impl Gpu {
             modules: HashMap::new(),
             functions: HashMap::new(),
             scratch: HashMap::new(),
-            products: None,
-            convolutions: None,
+            kept: HashMap::new(),
         })
+    }
+
+    /// What a library keeps with the device, made when it is asked for first.
+    pub(super) fn kept<T: 'static>(
+        &mut self,
+        make: impl FnOnce() -> Result<T, CudaError>,
+    ) -> Result<&mut T, CudaError> {
+        let kept = match self.kept.entry(TypeId::of::<T>()) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(place) => place.insert(Box::new(make()?)),
+        };
+        Ok(kept.downcast_mut().expect("kept by its type"))
     }
 
     /// Scratch memory of the current stream, [`SCRATCH`] bytes: what is enqueued may use it until it is done.

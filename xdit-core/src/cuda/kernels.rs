@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cudarc::nvrtc::{result as nvrtc, sys};
 use sha2::{Digest, Sha256};
 
-use super::CudaError;
+use super::error::CudaError;
 
 /// What every source begins with.
 const NUMBERS: &str = include_str!("numbers.cuh");

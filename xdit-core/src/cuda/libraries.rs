@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use super::CudaError;
+use super::error::CudaError;
 
 /// A library that was found.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayoutAttribute_t as Layout, cudaDataType,
 };
 
-use super::CudaError;
+use super::error::CudaError;
 use super::gpu::{Gpu, SCRATCH};
 use super::tuning;
 
@@ -119,16 +119,11 @@ impl Gpu {
 
     /// How the product is computed: decided when it is computed first.
     fn plan(&mut self, product: &Product, operands: Operands) -> Result<Plan, CudaError> {
-        let handle = match &self.products {
-            Some(products) => products.handle,
-            None => {
-                let handle = lt::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
-                self.products.insert(Products { handle, plans: HashMap::new() }).handle
-            }
-        };
-        if let Some(plan) = self.products.as_ref().and_then(|products| products.plans.get(product)) {
+        let products = self.kept(Products::new)?;
+        if let Some(plan) = products.plans.get(product) {
             return Ok(*plan);
         }
+        let handle = products.handle;
         let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
         let (mut plan, candidates) = Plan::new(handle, product).map_err(failed)?;
         let work = 2.0 * (product.batch * product.m) as f64 * product.k as f64 * product.n as f64;
@@ -139,9 +134,7 @@ impl Gpu {
                 gpu.run(product, &plan, Operands { out, ..operands }, algorithm)
             })?;
         }
-        if let Some(products) = &mut self.products {
-            products.plans.insert(*product, plan);
-        }
+        self.kept(Products::new)?.plans.insert(*product, plan);
         Ok(plan)
     }
 
@@ -153,7 +146,7 @@ impl Gpu {
         algorithm: &Algorithm,
     ) -> Result<(), CudaError> {
         let (scratch, stream) = (self.scratch()?, self.stream);
-        let handle = self.products.as_ref().expect("a plan was made with it").handle;
+        let handle = self.kept(Products::new)?.handle;
         let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
         let (one, beta) = (1_f32, if product.adds { 1_f32 } else { 0.0 });
         // SAFETY: by the contract of `product`; the plan's parts live as long as the process
@@ -181,6 +174,13 @@ impl Gpu {
             )
             .map_err(failed)
         }
+    }
+}
+
+impl Products {
+    fn new() -> Result<Self, CudaError> {
+        let handle = lt::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
+        Ok(Self { handle, plans: HashMap::new() })
     }
 }
 

@@ -24,7 +24,7 @@ use cubecl_server::runtime::Runtime;
 use cubecl_server::server::{ServerError, ServerStorage};
 use cubecl_server::stream::{ExecuteScope, WriteScoped, failed_writing};
 
-use super::CudaError;
+use super::error::CudaError;
 use super::gpu::Gpu;
 
 type CudaServer = <CudaRuntime as Runtime>::Server;

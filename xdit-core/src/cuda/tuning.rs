@@ -5,7 +5,7 @@ use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
 use cudarc::driver::result::{self as driver, event};
 use cudarc::driver::sys::CUevent_flags;
 
-use super::CudaError;
+use super::error::CudaError;
 use super::gpu::{Gpu, Grid, args};
 use super::kernels::{Kernel, Source};
 
