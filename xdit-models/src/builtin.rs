@@ -11,8 +11,8 @@ macro_rules! files {
     };
 }
 
-/// All files of the folder.
-pub const FILES: &[EmbeddedFile] = files![
+/// All files of the folder; a static, as a constant is put into the program once for each crate that names it.
+pub static FILES: &[EmbeddedFile] = files![
     "model_index.json",
     "xdit.json",
     "scheduler/scheduler_config.json",
