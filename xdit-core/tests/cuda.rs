@@ -1,13 +1,16 @@
 //! Operations on an NVIDIA GPU against the same operations in f32 on the CPU, and their invariants. Run by
-//! `docs/benchmarks/gpu_tests.sh` on a machine that has one.
+//! `.ci/gpu_tests` on a machine that has one.
 #![cfg(feature = "cuda")]
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use xdit_core::noise::TorchGenerator;
+mod gpu;
+
+use burn::tensor::{DType, Device, Tensor};
 use xdit_core::ops::{
     Activation, Attended, HeadNorm, LayerNorm, Linear, RopeTable, attention, cat, cat_tokens, gated_residual, geglu,
     linear_cat, merge_attended, merge_heads, modulated_norm, narrow, norm_rope, rms_norm, split_heads, to_f32,
 };
+
+use gpu::{DTYPES, assert_close, gpu, on_gpu, random, values};
 
 /// The rounding of one result, and of what it is made of.
 fn tolerance(dtype: DType) -> f64 {
@@ -16,37 +19,6 @@ fn tolerance(dtype: DType) -> f64 {
         DType::F16 => 8e-4,
         _ => 2e-6,
     }
-}
-
-const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
-
-fn gpu() -> Device {
-    Device::cuda(0)
-}
-
-/// On the CPU in f32, of numbers that `dtype` holds exactly.
-fn random<const D: usize>(dims: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
-    let values = TorchGenerator::seeded(seed).randn(dims.iter().product());
-    to_f32(Tensor::<D>::from_data(TensorData::new(values, dims), &Device::flex()).cast(dtype))
-}
-
-fn on_gpu<const D: usize>(x: &Tensor<D>, dtype: DType) -> Tensor<D> {
-    Tensor::<D>::from_data(x.to_data(), &gpu()).cast(dtype)
-}
-
-fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    to_f32(x).into_data().try_to_vec::<f32>().expect("f32")
-}
-
-#[track_caller]
-fn assert_close<const D: usize>(got: Tensor<D>, want: Tensor<D>, tolerance: f64, what: &str) {
-    assert_eq!(got.dims(), want.dims(), "{what}");
-    let (got, want) = (values(got), values(want));
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum();
-    let norm: f64 = want.iter().map(|b| square(*b)).sum();
-    let relative = (error / norm).sqrt();
-    assert!(relative <= tolerance, "{what}: relative L2 error {relative:e} above {tolerance:e}");
 }
 
 #[test]

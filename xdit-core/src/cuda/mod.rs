@@ -17,6 +17,7 @@ pub mod kernels;
 pub mod libraries;
 pub mod products;
 pub mod raw;
+pub mod tensor_map;
 mod tuning;
 
 pub use self::devices::{DeviceInfo, devices};

@@ -132,11 +132,6 @@ impl DeviceTensor {
     pub fn dtype(&self) -> DType {
         self.0.dtype
     }
-
-    /// Whether nobody else holds this memory, so that it may be written over.
-    pub fn is_unshared(&self) -> bool {
-        self.0.handle.can_mut()
-    }
 }
 
 fn is_cuda(x: &CubeTensor) -> bool {

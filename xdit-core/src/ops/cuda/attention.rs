@@ -1,7 +1,5 @@
 //! Attention: which kernel serves a call, and its launch.
-#![expect(unsafe_code, reason = "launches kernels and describes tensors to the driver")]
-
-use std::ffi::c_void;
+#![expect(unsafe_code, reason = "launches kernels")]
 
 use burn::tensor::{DType, Tensor};
 use cudarc::driver::sys;
@@ -12,9 +10,11 @@ use crate::cuda::CudaError;
 use crate::cuda::gpu::{Gpu, Grid, args};
 use crate::cuda::kernels::{Kernel, Source, Wgmma};
 use crate::cuda::raw::{DeviceTensor, enqueue};
+use crate::cuda::tensor_map::Boxes;
 use crate::ops::types::Attended;
 
-static HALF: Source = Source { name: "attention", code: include_str!("attention.cu") };
+static HALF: Source =
+    Source { name: "attention", code: concat!(include_str!("ampere.cuh"), include_str!("attention.cu")) };
 static F32: Source = Source { name: "attention_f32", code: include_str!("attention_f32.cu") };
 
 /// Queries of a block of `attention.cu` and `attention_f32.cu`.
@@ -125,7 +125,8 @@ mod hopper {
 
     use super::*;
 
-    static SOURCE: Source = Source { name: "attention_sm90", code: include_str!("attention_sm90.cu") };
+    static SOURCE: Source =
+        Source { name: "attention_sm90", code: concat!(include_str!("hopper.cuh"), include_str!("attention_sm90.cu")) };
 
     /// How the kernel is built for a head size: what was measured fastest on an H100 (docs/benchmarks).
     #[derive(Debug, Clone, Copy)]
@@ -232,36 +233,8 @@ mod hopper {
         // of a dimension of one any stride is right that the driver accepts
         let bytes = |n: usize, stride: i64| if n == 1 { 16 } else { stride as u64 * 2 };
         let strides = [bytes(n, s_token), bytes(h, s_head), bytes(b, s_batch)];
-        let (boxed, steps) = ([64, rows as u32, 1, 1], [1_u32; 4]);
-        let kind = match dtype {
-            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        };
         // rows that end inside a line of the cache would be fetched twice
-        let promotion = match d {
-            64 | 96 | 128 => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            _ => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
-        };
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: four dimensions, three strides, a box of four; writes the map
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                kind,
-                4,
-                at as *mut c_void,
-                dims.as_ptr(),
-                strides.as_ptr(),
-                boxed.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                promotion,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .map_err(CudaError::driver("cuTensorMapEncodeTiled"))?;
-        Ok(map)
+        let promoted = matches!(d, 64 | 96 | 128);
+        Boxes { at, sizes: dims, strides, boxed: [64, rows as u32, 1, 1], promoted }.map(dtype)
     }
 }

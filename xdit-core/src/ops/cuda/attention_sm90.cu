@@ -35,52 +35,14 @@
 #define V_AT (K_AT + STAGES * TILE)
 #define BARRIERS_AT (V_AT + STAGES * TILE)
 
-struct alignas(64) Map { u8 bytes[128]; };    // CUtensorMap
 struct Maps { Map q, k, v, out; };            // each [batch, heads, tokens, HEAD_DIM]
 
-// ------------------------------------------------------------------------------------------------ barriers, copies
-__device__ __forceinline__ void init(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {   // arrives, and says what will be copied
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred ready;\nretry:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 ready, [%0], %1;\n"
-               "@ready bra.uni done;\nbra.uni retry;\ndone:\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void load(u32 to, const Map* map, u32 barrier, int column, int row, int head, int batch) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
-               ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(batch) : "memory");
-}
-__device__ __forceinline__ void store(const Map* map, u32 from, int column, int row, int head, int batch) {
-  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];"
-               ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(head), "r"(batch) : "memory");
-}
+// ------------------------------------------------------------------------------------------------ turns
 // numbered barriers of the hardware; the count of threads is part of the call
 template <int N> __device__ __forceinline__ void meet(int id) { asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(N) : "memory"); }
 template <int N> __device__ __forceinline__ void pass_turn(int id) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(N) : "memory"); }
 
-// A place in a ring, and which time round it is.
-struct Ring {
-  u32 stage = 0, phase = 0;
-  __device__ __forceinline__ void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
-};
-
 // ------------------------------------------------------------------------------------------------ tensor cores
-// How a warpgroup's product finds a matrix in shared memory: address, distance of panels, distance of groups of 8 rows
-// (1024 bytes), all in 16 bytes; swizzled by 128 bytes.
-__device__ __forceinline__ u64 matrix(u32 at, u32 panel) {
-  return (u64)((at & 0x3FFFF) >> 4) | ((u64)(panel >> 4) << 16) | ((u64)(1024 >> 4) << 32) | (1ull << 62);
-}
-__device__ __forceinline__ u64 offset(u32 bytes) { return (u64)(bytes >> 4); }
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> __device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
 // Products change registers behind the compiler's back: whatever they read or write is held in place around a wait.
 template <int N> __device__ __forceinline__ void hold(float (&x)[N]) {
 #pragma unroll

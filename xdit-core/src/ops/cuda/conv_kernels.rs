@@ -1,7 +1,5 @@
 //! The own kernels of convolutions: which serves where, and their launches.
-#![expect(unsafe_code, reason = "launches kernels and describes tensors to the driver")]
-
-use std::ffi::c_void;
+#![expect(unsafe_code, reason = "launches kernels")]
 
 use burn::tensor::DType;
 use cudarc::driver::sys;
@@ -11,8 +9,9 @@ use crate::cuda::CudaError;
 use crate::cuda::cudnn::{Convolution, Maps};
 use crate::cuda::gpu::{Gpu, Grid, args};
 use crate::cuda::kernels::{Kernel, Source, Wgmma};
+use crate::cuda::tensor_map::Boxes;
 
-static HALF: Source = Source { name: "conv", code: include_str!("conv.cu") };
+static HALF: Source = Source { name: "conv", code: concat!(include_str!("ampere.cuh"), include_str!("conv.cu")) };
 static F32: Source = Source { name: "conv_f32", code: include_str!("conv_f32.cu") };
 
 /// `conv.cu`'s shared memory: buffers of 128 rows of pixels and of weights, 40 numbers each.
@@ -38,7 +37,8 @@ pub mod hopper {
 
     use super::*;
 
-    static SOURCE: Source = Source { name: "conv_sm90", code: include_str!("conv_sm90.cu") };
+    static SOURCE: Source =
+        Source { name: "conv_sm90", code: concat!(include_str!("hopper.cuh"), include_str!("conv_sm90.cu")) };
 
     /// Sizes of an item and of the rings.
     #[derive(Debug, Clone, Copy)]
@@ -114,31 +114,6 @@ pub mod hopper {
         let sizes = [d, c, b, dims[0] as u64];
         let strides = [2 * d, 2 * d * c, 2 * d * c * b];
         let boxed = [64, boxed[2] as u32, boxed[1] as u32, boxed[0] as u32];
-        let steps = [1_u32; 4];
-        let kind = match dtype {
-            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        };
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: four dimensions, three strides, a box of four; writes the map
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                kind,
-                4,
-                at as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                boxed.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .map_err(CudaError::driver("cuTensorMapEncodeTiled"))?;
-        Ok(map)
+        Boxes { at, sizes, strides, boxed, promoted: true }.map(dtype)
     }
 }

@@ -198,7 +198,7 @@ pub fn geglu<const D: usize>(value: &Tensor<D>, gate: &Tensor<D>, act: Activatio
     Some(activate(&gate, Some(&value), act)?.tensor())
 }
 
-/// Of densely packed tensors; in place where nobody else holds `x`.
+/// Of densely packed tensors.
 pub fn activate(x: &DeviceTensor, value: Option<&DeviceTensor>, act: Activation) -> Option<DeviceTensor> {
     if !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) || value.is_some_and(|v| v.dtype() != x.dtype()) {
         return None;
