@@ -104,6 +104,23 @@ pub struct TextEmbeddings {
     pub pooled: Option<Tensor<2>>,
 }
 
+impl TextEmbeddings {
+    /// These prompts and others as one batch; not if their shapes differ.
+    pub fn joined(&self, others: &Self) -> Option<Self> {
+        let both = |a: &Option<TextStates>, b: &Option<TextStates>| match (a, b) {
+            (Some(a), Some(b)) => a.joined(b).map(Some),
+            (None, None) => Some(None),
+            _ => None,
+        };
+        let pooled = match (&self.pooled, &others.pooled) {
+            (Some(a), Some(b)) if a.dims() == b.dims() => Some(ops::cat(vec![a.clone(), b.clone()], 0)),
+            (None, None) => None,
+            _ => return None,
+        };
+        Some(Self { txt: self.txt.joined(&others.txt)?, txt_2: both(&self.txt_2, &others.txt_2)?, pooled })
+    }
+}
+
 /// What an encoder made of the tokens of a batch of prompts.
 #[derive(Debug, Clone)]
 pub struct TextStates {
@@ -117,6 +134,19 @@ impl TextStates {
     /// All tokens may be looked at.
     pub fn all(states: Tensor<3>) -> Self {
         Self { states, seen: None }
+    }
+
+    /// These and others as one batch; not if one has what the other lacks.
+    fn joined(&self, others: &Self) -> Option<Self> {
+        if self.states.dims() != others.states.dims() {
+            return None;
+        }
+        let seen = match (&self.seen, &others.seen) {
+            (Some(a), Some(b)) => Some([a.clone(), b.clone()].concat()),
+            (None, None) => None,
+            _ => return None,
+        };
+        Some(Self { states: ops::cat(vec![self.states.clone(), others.states.clone()], 0), seen })
     }
 
     /// Tokens of each prompt.
@@ -195,26 +225,6 @@ pub struct Cond {
     pub modulations: BTreeMap<usize, Tensor<2>>,
     /// `[batch, 1, 1, txt_tokens]`: 0 at text tokens that may be looked at, `-inf` at others; `None` if all may
     pub txt_bias: Option<Tensor<4>>,
-}
-
-impl Cond {
-    /// This and another, of as many pictures, as those of one batch; not if one has what the other lacks.
-    pub fn joined(&self, other: &Self) -> Option<Self> {
-        let txt_bias = match (&self.txt_bias, &other.txt_bias) {
-            (Some(a), Some(b)) if a.dims() == b.dims() => Some(ops::cat(vec![a.clone(), b.clone()], 0)),
-            (None, None) => None,
-            _ => return None,
-        };
-        let modulations = self.modulations.iter().map(|(layer, a)| {
-            let b = other.modulations.get(layer)?;
-            Some((*layer, ops::cat(vec![a.clone(), b.clone()], 0)))
-        });
-        Some(Self {
-            temb: ops::cat(vec![self.temb.clone(), other.temb.clone()], 0),
-            modulations: modulations.collect::<Option<_>>()?,
-            txt_bias,
-        })
-    }
 }
 
 /// What the engine passes through a model into its blocks.

@@ -1,5 +1,6 @@
 //! Forward passes of a stage: one for each prompt that a rank predicts with, and that of skip-layer guidance.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -23,7 +24,7 @@ struct Branch<'r> {
 
 /// An encoded prompt, and what follows from it for this rank before the first step.
 struct Prompt<'r> {
-    text: &'r TextEmbeddings,
+    text: Cow<'r, TextEmbeddings>,
     shares: Arc<Shares>,
     /// Of all tokens.
     all: Positions,
@@ -67,7 +68,7 @@ impl<'t, 'r> Passes<'t, 'r> {
         for text in texts {
             // prompts of one length have the same tables
             let same = prompts.iter().find(|prompt| prompt.text.txt.n_tokens() == text.txt.n_tokens());
-            let prompt = same.map(|same| same.with(text));
+            let prompt = same.map(|same| same.with(Cow::Borrowed(text)));
             prompts.push(prompt.unwrap_or_else(|| Prompt::new(dit, team, text, request, layout)));
         }
         let mut passes = Self {
@@ -82,6 +83,9 @@ impl<'t, 'r> Passes<'t, 'r> {
         };
         // the prompts are dealt out among the branches of guidance
         passes.mine = (0..passes.prompts.len()).skip(team.cfg.rank()).step_by(team.cfg.size()).collect();
+        if team.joins_prompts && !passes.is_staged && batch == 1 {
+            passes.join();
+        }
         let needed = |prompt: usize| (0..timesteps.len()).any(|i| passes.branches(i).any(|b| b.prompt == prompt));
         let needed: Vec<bool> = (0..passes.prompts.len()).map(needed).collect();
         for prompt in passes.prompts.iter_mut().zip(needed).filter_map(|(prompt, needed)| needed.then_some(prompt)) {
@@ -90,13 +94,11 @@ impl<'t, 'r> Passes<'t, 'r> {
                 prompt.txt = Some(prompt.embed(dit, team, 0));
             }
         }
-        if team.joins_prompts && !passes.is_staged && batch == 1 {
-            passes.join();
-        }
         passes
     }
 
-    /// Makes one prompt of the two that this rank predicts with, if they are of one shape.
+    /// Makes one prompt of the two that this rank predicts with, if they are of one shape: before anything is computed of
+    /// them, so that each is computed once.
     fn join(&mut self) {
         let &[first, second] = &self.mine[..] else { return };
         if let Some(joined) = self.prompts[first].joined(&self.prompts[second]) {
@@ -221,7 +223,7 @@ impl<'r> Prompt<'r> {
         let txt = if joint { shares.txt(rank) } else { 0..n_txt };
         let (all, bands) = (dit.positions(request.grid, n_txt), shares.bands(rank));
         Self {
-            text,
+            text: Cow::Borrowed(text),
             whole: all.share(txt.clone(), &bands),
             patches: bands.iter().map(|band| all.share(txt.clone(), std::slice::from_ref(band))).collect(),
             all,
@@ -233,7 +235,7 @@ impl<'r> Prompt<'r> {
     }
 
     /// Another text of the same length.
-    fn with(&self, text: &'r TextEmbeddings) -> Self {
+    fn with(&self, text: Cow<'r, TextEmbeddings>) -> Self {
         Self {
             text,
             shares: Arc::clone(&self.shares),
@@ -246,29 +248,20 @@ impl<'r> Prompt<'r> {
         }
     }
 
-    /// This one and another as a batch; not if they differ in shape, or if their tokens are made anew at each step.
+    /// This one and another as a batch; not if they differ in shape.
     fn joined(&self, other: &Self) -> Option<Self> {
-        let cat = |a: &Tensor<3>, b: &Tensor<3>| {
-            let same = a.dims() == b.dims();
-            same.then(|| crate::ops::cat(vec![a.clone(), b.clone()], 0))
-        };
-        let conds = self.conds.iter().zip(&other.conds).map(|(a, b)| a.joined(b));
-        Some(Self {
-            conds: conds.collect::<Option<_>>()?,
-            txt: Some(cat(self.txt.as_ref()?, other.txt.as_ref()?)?),
-            n: self.n + other.n,
-            ..self.with(self.text)
-        })
+        let text = self.text.joined(&other.text)?;
+        Some(Self { n: self.n + other.n, ..self.with(Cow::Owned(text)) })
     }
 
     fn condition(&mut self, dit: &dyn Dit, timesteps: &[f32], request: &Denoise<'_>) {
         let Denoise { guidance, size, .. } = *request;
-        self.conds = dit.condition(Inputs { timesteps, text: self.text, guidance, size });
+        self.conds = dit.condition(Inputs { timesteps, text: &self.text, guidance, size });
     }
 
     /// This rank's share of the text in tokens.
     fn embed(&self, dit: &dyn Dit, team: &Team<'_>, step: usize) -> Tensor<3> {
-        let txt = dit.embed_txt(self.text, &self.conds[step], &self.all);
+        let txt = dit.embed_txt(&self.text, &self.conds[step], &self.all);
         match dit.spec().joint && team.sequence.size() > 1 {
             true => {
                 let band = self.shares.txt(team.sequence.rank());
