@@ -128,7 +128,7 @@ mod hopper {
     static SOURCE: Source =
         Source { name: "attention_sm90", code: concat!(include_str!("hopper.cuh"), include_str!("attention_sm90.cu")) };
 
-    /// How the kernel is built for a head size: what was measured fastest on an H100 (docs/benchmarks).
+    /// How the kernel is built for a head size and a number of keys: what was measured fastest on an H100 (docs/benchmarks).
     #[derive(Debug, Clone, Copy)]
     struct Build {
         keys: usize,
@@ -136,13 +136,16 @@ mod hopper {
         stages: usize,
         early: bool,
         lazy: bool,
+        q_stages: usize,
     }
 
     impl Build {
-        fn of(d: usize) -> Self {
-            let build = |keys, workers, stages, early, lazy| Self { keys, workers, stages, early, lazy };
+        fn of(d: usize, n_keys: usize) -> Self {
+            let build = |keys, workers, stages, early, lazy| Self { keys, workers, stages, early, lazy, q_stages: 1 };
             match d {
-                0..=64 => build(128, 3, 3, false, true),
+                0..=64 => Self { q_stages: 2, ..build(128, 3, 3, false, true) },
+                // of a text: an item is short, and waiting for the next one's queries would be half of it
+                65..=96 if n_keys < 1024 => Self { q_stages: 2, ..build(80, 3, 3, false, false) },
                 65..=80 => build(112, 3, 3, false, false),
                 81..=96 => build(96, 3, 3, false, true),
                 97..=112 => build(160, 2, 2, false, false),
@@ -152,20 +155,21 @@ mod hopper {
 
         fn shared(self, d: usize) -> usize {
             let panels = d.next_multiple_of(16).div_ceil(64);
-            let tiles = self.workers * panels * 64 * 128 + 2 * self.stages * panels * self.keys * 128;
+            let tiles = self.q_stages * self.workers * panels * 64 * 128 + 2 * self.stages * panels * self.keys * 128;
             // barriers, and room to begin at a multiple of 1024
-            tiles + (4 * self.stages + 2 * self.workers) * 8 + 1024
+            tiles + (4 * self.stages + 2 * self.workers * self.q_stages) * 8 + 1024
         }
 
         fn options(self, d: usize, has_bias: bool) -> String {
             format!(
-                "-DHEAD_DIM={d} -DKEYS={} -DWORKERS={} -DSTAGES={} -DEARLY={} -DLAZY={} -DBIAS={}",
+                "-DHEAD_DIM={d} -DKEYS={} -DWORKERS={} -DSTAGES={} -DEARLY={} -DLAZY={} -DBIAS={} -DQ_STAGES={}",
                 self.keys,
                 self.workers,
                 self.stages,
                 u8::from(self.early),
                 u8::from(self.lazy),
-                u8::from(has_bias)
+                u8::from(has_bias),
+                self.q_stages
             )
         }
     }
@@ -189,7 +193,7 @@ mod hopper {
         bias: Option<(u64, i64)>,
     ) -> Result<(), CudaError> {
         let [b, h, n_queries, n_keys, d] = call.dims;
-        let build = Build::of(d);
+        let build = Build::of(d, n_keys);
         let [q, k, v, out] = at;
         let [qs, ks, vs, os] = strides;
         let keys = build.keys;

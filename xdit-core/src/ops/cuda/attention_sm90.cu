@@ -14,8 +14,8 @@
 // row's sum depends on its keys alone: items are never cut along the keys.
 //
 // Defined while compiling: HEAD_DIM (multiple of 8; the tensor cores see the next multiple of 16, TMA fills in zeros),
-// KEYS (rows of a tile, multiple of 16), WORKERS (2: up to 240 registers a thread, 3: 160), STAGES, and how the two wait
-// for each other:
+// KEYS (rows of a tile, multiple of 16), WORKERS (2: up to 240 registers a thread, 3: 160), STAGES, Q_STAGES (2: the next
+// item's queries come while this one is computed, where there is room), and how products and exponentials wait for each other:
 //   EARLY 1   the product with the values is waited for before the exponentials: weights take the place of scores one by
 //             one, so that both need not be held, and tiles can be larger
 //   EARLY 0   after them
@@ -31,7 +31,7 @@
 #define Q_WORKER (PANELS * Q_PANEL)     // a worker's queries, later its outputs
 #define PANEL (KEYS * 128)
 #define TILE (PANELS * PANEL)
-#define K_AT (WORKERS * Q_WORKER)
+#define K_AT (Q_STAGES * WORKERS * Q_WORKER)
 #define V_AT (K_AT + STAGES * TILE)
 #define BARRIERS_AT (V_AT + STAGES * TILE)
 
@@ -155,6 +155,9 @@ __device__ __forceinline__ void shrink_outputs(Outputs& o, const float (&shrink)
   }
 }
 
+// Waits until this thread's copies of outputs have read shared memory.
+__device__ __forceinline__ void outputs_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // ------------------------------------------------------------------------------------------------ the kernel
 // lse: [batch, heads, n_queries], natural logarithms; n_tiles: query tiles of a head; n_items: of all heads
 // bias: a row of n_keys numbers for each batch entry, or the same for all (stride 0); not read without BIAS
@@ -165,14 +168,14 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
   base = (base + 1023) / 1024 * 1024;                       // swizzled panels begin at multiples of 1024
   // full: by the loader's copies; empty: by the workers' warps
   const u32 k_full = base + BARRIERS_AT, k_empty = k_full + 8 * STAGES, v_full = k_empty + 8 * STAGES,
-            v_empty = v_full + 8 * STAGES, q_full = v_empty + 8 * STAGES, q_empty = q_full + 8 * WORKERS;
+            v_empty = v_full + 8 * STAGES, q_full = v_empty + 8 * STAGES, q_empty = q_full + 8 * WORKERS * Q_STAGES;
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       init(k_full + 8 * i, 1); init(v_full + 8 * i, 1);
       init(k_empty + 8 * i, 4 * WORKERS); init(v_empty + 8 * i, 4 * WORKERS);
     }
-    for (int i = 0; i < WORKERS; i++) { init(q_full + 8 * i, 1); init(q_empty + 8 * i, 4); }
+    for (int i = 0; i < WORKERS * Q_STAGES; i++) { init(q_full + 8 * i, 1); init(q_empty + 8 * i, 4); }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
@@ -183,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WORKERS == 2 ? 24 : 32));
     if (warp != 0 || lane != 0) return;
     Ring k, v;
-    u32 q_phase = 0;
+    RingOf<Q_STAGES> q;
 #pragma unroll 1
     for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
       const int tile = item % n_tiles, head = item / n_tiles % heads, batch = item / n_tiles / heads;
@@ -201,13 +204,14 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
       fetch_k(last);
 #pragma unroll 1
       for (int w = 0; w < WORKERS; w++) {
-        wait(q_empty + 8 * w, q_phase ^ 1);
-        expect(q_full + 8 * w, Q_WORKER);
+        const int place = q.stage * WORKERS + w;
+        wait(q_empty + 8 * place, q.phase ^ 1);
+        expect(q_full + 8 * place, Q_WORKER);
 #pragma unroll
         for (int p = 0; p < PANELS; p++)
-          load(base + w * Q_WORKER + p * Q_PANEL, &maps.q, q_full + 8 * w, p * 64, tile * QUERIES + 64 * w, head, batch);
+          load(base + place * Q_WORKER + p * Q_PANEL, &maps.q, q_full + 8 * place, p * 64, tile * QUERIES + 64 * w, head, batch);
       }
-      q_phase ^= 1;
+      q.next();
 #pragma unroll 1
       for (int n = last - 1; n >= 0; n--) { fetch_k(n); fetch_v(n + 1); }
       fetch_v(0);
@@ -219,11 +223,12 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKERS == 2 ? 240 : 160));
   const int w = group - 1;
   const float scale2 = scale * 1.4426950408889634f;         // exponentials are powers of two
-  const u64 q = matrix(base + w * Q_WORKER, 0), k0 = matrix(base + K_AT, 0), v0 = matrix(base + V_AT, PANEL);
+  const u64 k0 = matrix(base + K_AT, 0), v0 = matrix(base + V_AT, PANEL);
   const int my_turn = 1 + w, next_turn = 1 + (w + 1) % WORKERS, among_us = 5 + w;
   if (w == WORKERS - 1) pass_turn<256>(1);                  // the first worker begins
   Ring k, v;
-  u32 q_phase = 0;
+  RingOf<Q_STAGES> q_ring;
+  u32 stored = 0;                                           // the queries' place that outputs are being copied from
   auto give_back = [&](u32 empty, u32 stage) { if (lane == 0) arrive(empty + 8 * stage); };
 #pragma unroll 1
   for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
@@ -237,12 +242,18 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
 #pragma unroll
     for (int i = 0; i < WIDTH / 2; i++) o[i] = 0.f;
 
-    wait(q_full + 8 * w, q_phase);
-    q_phase ^= 1;
+    const int place = q_ring.stage * WORKERS + w;
+    const u64 q = matrix(base + place * Q_WORKER, 0);
+    wait(q_full + 8 * place, q_ring.phase);
+    q_ring.next();
     wait(k_full + 8 * k.stage, k.phase);
     products_begin();
     multiply_scores(s, q, k0 + offset(k.stage * TILE));
     products_end();
+    if (Q_STAGES > 1 && item != blockIdx.x && lane == 0) {  // by now the outputs of the item before are copied
+      outputs_read();
+      arrive(q_empty + 8 * stored);
+    }
     products_wait<0>();
     hold(s);
     give_back(k_empty, k.stage);
@@ -320,7 +331,8 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
 
     // Outputs go through the worker's queries, which are done with: 16 rows a warp, swizzled as TMA reads them.
     meet<128>(among_us);
-    const u32 out = base + w * Q_WORKER;
+    const u32 out = base + place * Q_WORKER;
+    stored = place;
     const int line = 16 * warp + lane % 16;                 // the row that this lane gives an address for
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; j += 2) {
@@ -337,8 +349,11 @@ extern "C" __global__ void __launch_bounds__(128 * (WORKERS + 1), 1) attention(c
 #pragma unroll
       for (int p = 0; p < PANELS; p++)
         store(&maps.out, out + p * Q_PANEL + 16 * warp * 128, p * 64, first_row + 16 * warp, head, batch);
-      asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
-      arrive(q_empty + 8 * w);
+      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+      if (Q_STAGES == 1) {
+        outputs_read();
+        arrive(q_empty + 8 * stored);
+      }
     }
     __syncwarp();
   }

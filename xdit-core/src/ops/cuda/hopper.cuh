@@ -29,10 +29,11 @@ __device__ __forceinline__ void store(const Map* map, u32 from, int c0, int c1, 
 }
 
 // A place in a ring, and which time round it is.
-struct Ring {
+template <int N> struct RingOf {
   u32 stage = 0, phase = 0;
-  __device__ __forceinline__ void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
+  __device__ __forceinline__ void next() { if (++stage == N) { stage = 0; phase ^= 1; } }
 };
+typedef RingOf<STAGES> Ring;
 
 // ------------------------------------------------------------------------------------------------ products
 // How a warpgroup's product finds a matrix in shared memory: address, distance of panels, distance of groups of 8 rows
