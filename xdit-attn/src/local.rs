@@ -14,7 +14,7 @@ pub struct Local;
 impl Attention for Local {
     fn joint(&mut self, _site: Site, x: Qkv, _n_txt: usize) -> Result<Tensor<4>, CommError> {
         let scale = attention_scale(x.q.dims()[3]);
-        Ok(ops::attention(x.q, x.k, x.v, None, scale).out)
+        Ok(ops::attention_into(x.q, x.k, x.v, None, scale, x.place).out)
     }
 }
 

@@ -131,7 +131,7 @@ impl<A: Attention> Attention for Ulysses<A> {
         let n_heads = x.q.dims()[1];
         // three messages: to put them into one would copy all of them once more
         let heads = |x: Tensor<4>| self.to_heads(x, &pieces);
-        let x = Qkv { q: heads(x.q)?, k: heads(x.k)?, v: heads(x.v)? };
+        let x = Qkv::new([heads(x.q)?, heads(x.k)?, heads(x.v)?]);
         let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
         let out = self.inner.joint(site, x, n_txt)?;
         self.to_tokens(out, n_heads, &pieces)

@@ -67,7 +67,7 @@ impl Attention for Faulty<'_> {
                     let [_, h, _, _] = x.dims();
                     x.narrow(1, 0, h - 1)
                 };
-                self.inner.joint(site, Qkv { q: less(x.q), k: less(x.k), v: less(x.v) }, n_txt)
+                self.inner.joint(site, Qkv::new([less(x.q), less(x.k), less(x.v)]), n_txt)
             }
             Fault::Skip => Ok(x.q),
         }

@@ -25,7 +25,7 @@ fn random(seed: u64, n_heads: usize, n: usize) -> Tensor<4> {
 
 fn qkv(seed: u64, n_heads: usize, n: usize) -> Qkv {
     let x = |i: u64| random(seed + i, n_heads, n);
-    Qkv { q: x(0), k: x(1), v: x(2) }
+    Qkv::new([x(0), x(1), x(2)])
 }
 
 /// Band `rank` of `size` of the tokens.
@@ -33,7 +33,7 @@ fn band(x: &Qkv, rank: usize, size: usize) -> Qkv {
     let sizes = even_sizes(x.q.dims()[2], size);
     let from = sizes[..rank].iter().sum();
     let cut = |x: &Tensor<4>| x.clone().narrow(2, from, sizes[rank]);
-    Qkv { q: cut(&x.q), k: cut(&x.k), v: cut(&x.v) }
+    Qkv::new([cut(&x.q), cut(&x.k), cut(&x.v)])
 }
 
 /// The whole picture's first pass: `n_img` tokens in one patch.

@@ -260,15 +260,28 @@ pub struct Qkv {
     pub k: Tensor<4>,
     /// Values.
     pub v: Tensor<4>,
+    /// Where the model wants the output, `[batch, tokens, heads * head_dim]`, not yet written; a strategy may return it
+    /// elsewhere.
+    pub place: Option<Tensor<3>>,
 }
 
 impl Qkv {
+    /// The output may be anywhere.
+    pub fn new([q, k, v]: [Tensor<4>; 3]) -> Self {
+        Self { q, k, v, place: None }
+    }
+
+    /// Asks for the output in a place.
+    pub fn into_place(self, place: Option<Tensor<3>>) -> Self {
+        Self { place, ..self }
+    }
+
     /// Text and image as one sequence, the text first, and the number of its text tokens.
     pub fn joined(txt: Option<Self>, img: Self) -> (Self, usize) {
         let Some(txt) = txt else { return (img, 0) };
         let n_txt = txt.q.dims()[2];
         let cat = |txt, img| ops::cat_tokens(vec![txt, img]);
-        (Self { q: cat(txt.q, img.q), k: cat(txt.k, img.k), v: cat(txt.v, img.v) }, n_txt)
+        (Self::new([cat(txt.q, img.q), cat(txt.k, img.k), cat(txt.v, img.v)]), n_txt)
     }
 }
 

@@ -7,7 +7,8 @@ mod gpu;
 use burn::tensor::{DType, Device, Tensor};
 use xdit_core::ops::{
     Activation, Attended, HeadNorm, LayerNorm, Linear, RopeTable, attention, cat, cat_tokens, gated_residual, geglu,
-    linear_cat, merge_attended, merge_heads, modulated_norm, narrow, norm_rope, rms_norm, split_heads, to_f32,
+    linear_cat, merge_attended, merge_heads, modulated_norm, narrow, norm_rope, rms_norm, side_by_side, split_heads,
+    to_f32,
 };
 
 use gpu::{DTYPES, assert_close, gpu, on_gpu, random, values};
@@ -50,7 +51,21 @@ fn dense_layers_are_the_cpus() {
         let want = linear_cat(vec![a.clone(), b.clone()], &Linear::new(weight.clone(), Some(bias.clone())));
         let there = Linear::new(on_gpu(&weight, dtype), Some(on_gpu(&bias, dtype)));
         let got = linear_cat(vec![on_gpu(&a, dtype), on_gpu(&b, dtype)], &there);
-        assert_close(got, want, tolerance(dtype), "parts");
+        assert_close(got, want.clone(), tolerance(dtype), "parts");
+        // the same parts where the layers before have put them side by side
+        let [at, beside] = side_by_side(&on_gpu(&a, dtype), [128, 512]);
+        let identity = |d: usize| Linear::new(on_gpu(&Tensor::<2>::eye(d, &Device::flex()), dtype), None);
+        let got = linear_cat(
+            vec![
+                identity(128).forward_into(on_gpu(&a, dtype), Activation::Identity, at),
+                identity(512).forward_into(on_gpu(&b, dtype), Activation::Identity, beside),
+            ],
+            &there,
+        );
+        assert_close(got, want, tolerance(dtype), "parts side by side");
+        let (stream, x) = (random([2, 90, 136], 5, dtype), random([2, 90, 640], 6, dtype));
+        let want = Linear::new(weight.clone(), Some(bias.clone())).forward_onto(stream.clone(), x.clone());
+        assert_close(there.forward_onto(on_gpu(&stream, dtype), on_gpu(&x, dtype)), want, tolerance(dtype), "onto");
     }
 }
 

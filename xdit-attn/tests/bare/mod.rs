@@ -52,7 +52,7 @@ impl Dit for Bare {
 
     fn block(&self, ctx: &mut Ctx<'_>, i: usize, x: Streams, _cond: &Cond) -> Result<Streams, CommError> {
         let heads = |x: &Tensor<3>| xdit_core::ops::split_heads(x.clone(), 4);
-        let qkv = |x: &Tensor<3>| Qkv { q: heads(x), k: heads(x), v: heads(x) };
+        let qkv = |x: &Tensor<3>| Qkv::new([heads(x), heads(x), heads(x)]);
         let (both, n_txt) = Qkv::joined(x.txt.as_ref().map(qkv), qkv(&x.img));
         let (txt, img) = parted(ctx.attn.joint(Site::first(i), both, n_txt)?, n_txt);
         let merge = xdit_core::ops::merge_heads;

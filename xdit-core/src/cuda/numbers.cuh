@@ -19,18 +19,24 @@ __device__ __forceinline__ float widen(T x) { return __uint_as_float((u32)x << 1
 __device__ __forceinline__ T narrow(float x) { T y; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x)); return y; }
 #endif
 
-// Eight numbers at once: 16 bytes of half precision, the widest that a thread loads.
-__device__ __forceinline__ void load8(const T* from, float (&x)[8]) {
+// Eight numbers at once: 16 bytes of half precision, the widest that a thread loads. Packed, as they lie in memory, they take
+// half the registers of what they are widened to.
 #if defined(F32)
-  const float4 a = ((const float4*)from)[0], b = ((const float4*)from)[1];
+struct Eight { float4 a, b; };
+#else
+typedef uint4 Eight;
+#endif
+__device__ __forceinline__ void widen8(const Eight& from, float (&x)[8]) {
+#if defined(F32)
+  const float4 a = from.a, b = from.b;
   x[0] = a.x; x[1] = a.y; x[2] = a.z; x[3] = a.w; x[4] = b.x; x[5] = b.y; x[6] = b.z; x[7] = b.w;
 #else
-  const uint4 a = *(const uint4*)from;
-  const u32 words[4] = {a.x, a.y, a.z, a.w};
+  const u32 words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
   for (int i = 0; i < 4; i++) { x[2 * i] = widen((u16)words[i]); x[2 * i + 1] = widen((u16)(words[i] >> 16)); }
 #endif
 }
+__device__ __forceinline__ void load8(const T* from, float (&x)[8]) { widen8(*(const Eight*)from, x); }
 __device__ __forceinline__ void store8(T* to, const float (&x)[8]) {
 #if defined(F32)
   float4 a, b;

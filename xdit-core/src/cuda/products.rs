@@ -15,7 +15,7 @@ use super::error::CudaError;
 use super::gpu::{Gpu, SCRATCH};
 use super::tuning;
 
-/// `out = act(x weight^T + bias)`, or what is added to `out`.
+/// `out = act(x weight^T + bias + added)`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Rows of `x` and of `out`, of each of the batch.
@@ -24,19 +24,19 @@ pub struct Product {
     pub k: usize,
     /// Rows of the weight, columns of `out`.
     pub n: usize,
-    /// From row to row of `x`, of the weight and of `out`, in numbers.
-    pub strides: [usize; 3],
+    /// From row to row of `x`, of the weight, of `out` and of what is added, in numbers.
+    pub strides: [usize; 4],
     /// How many such products there are, by the same weight.
     pub batch: usize,
-    /// From one of the batch to the next of `x` and of `out`, in numbers.
-    pub batch_strides: [usize; 2],
+    /// From one of the batch to the next of `x`, of `out` and of what is added, in numbers.
+    pub batch_strides: [usize; 3],
     /// Of all four, but for an `out` that is f32.
     pub kind: Kind,
     /// Whether there is a bias, `[n]`.
     pub has_bias: bool,
     /// Whether GELU's approximation by tanh follows.
     pub gelu: bool,
-    /// Whether to add to what is in `out`, before the GELU.
+    /// Whether something of `out`'s shape is added, before the GELU.
     pub adds: bool,
     /// Whether `out` is f32 whatever the others are.
     pub out_is_f32: bool,
@@ -78,6 +78,8 @@ pub struct Operands {
     pub weight: u64,
     /// `[n]`; not read where there is none
     pub bias: u64,
+    /// `[batch, m, n]`, perhaps `out` itself; not read if nothing is added
+    pub added: u64,
     /// `[batch, m, n]`
     pub out: u64,
 }
@@ -85,7 +87,7 @@ pub struct Operands {
 impl Operands {
     /// The largest power of two up to 256 that divides all addresses.
     pub fn alignment(&self) -> u32 {
-        let all = self.x | self.weight | self.bias | self.out | 256;
+        let all = self.x | self.weight | self.bias | self.added | self.out | 256;
         1 << all.trailing_zeros()
     }
 }
@@ -103,6 +105,7 @@ struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     weight: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
+    added: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
     algorithm: Algorithm,
 }
@@ -163,8 +166,8 @@ impl Gpu {
                 plan.weight,
                 operands.x as *const c_void,
                 plan.x,
-                operands.out as *const c_void,
-                plan.out,
+                operands.added as *const c_void,
+                plan.added,
                 operands.out as *mut c_void,
                 plan.out,
                 std::ptr::from_ref(algorithm),
@@ -199,8 +202,8 @@ impl Plan {
             }
             Ok::<_, CublasError>(layout)
         };
-        let [x_batch, out_batch] = product.batch_strides;
-        let [x_stride, weight_stride, out_stride] = product.strides;
+        let [x_batch, out_batch, added_batch] = product.batch_strides;
+        let [x_stride, weight_stride, out_stride, added_stride] = product.strides;
         let desc = lt::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         let epilogue = match (product.gelu, product.has_bias) {
             (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
@@ -218,17 +221,18 @@ impl Plan {
         let of = |m| {
             Ok::<_, CublasError>((
                 layout(data, product.k, m, x_stride, x_batch)?,
+                layout(out_data, product.n, m, added_stride, added_batch)?,
                 layout(out_data, product.n, m, out_stride, out_batch)?,
             ))
         };
-        let (x, out) = of(product.m)?;
-        let mut plan = Self { desc, weight, x, out, algorithm: Algorithm { data: [0; 8] } };
+        let (x, added, out) = of(product.m)?;
+        let mut plan = Self { desc, weight, x, added, out, algorithm: Algorithm { data: [0; 8] } };
         let candidates = match product.m {
             FEW_ROWS.. => plan.choose(handle, product.alignment)?,
             // as it would be for more rows: for so few cuBLASLt has nothing but cut sums at some shapes
             _ => {
-                let (x, out) = of(FEW_ROWS)?;
-                Self { x, out, ..plan }.choose(handle, product.alignment)?
+                let (x, added, out) = of(FEW_ROWS)?;
+                Self { x, added, out, ..plan }.choose(handle, product.alignment)?
             }
         };
         plan.algorithm = candidates[0];
@@ -261,9 +265,9 @@ impl Plan {
         // SAFETY: there is room for as many as are asked for, and `n` are written
         unsafe {
             let at = found.as_mut_ptr();
-            let Self { desc, weight, x, out, .. } = *self;
+            let Self { desc, weight, x, added, out, .. } = *self;
             let many = MANY as i32;
-            sys::cublasLtMatmulAlgoGetHeuristic(handle, desc, weight, x, out, out, preference, many, at, &mut n)
+            sys::cublasLtMatmulAlgoGetHeuristic(handle, desc, weight, x, added, out, preference, many, at, &mut n)
                 .result()?;
             found.set_len(n as usize);
             lt::destroy_matmul_pref(preference)?;

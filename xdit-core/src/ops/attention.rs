@@ -21,11 +21,28 @@ use super::types::{Attended, HeadNorm, RopeTable};
 ///
 /// Scores and sums are f32 in every dtype. Any `head_dim`. A row whose keys are all hidden yields zeros and `-inf`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Attended {
+    attention_into(q, k, v, bias, scale, None)
+}
+
+/// The same into the place that the caller has for the output, if there is one and the device can.
+///
+/// - `place`: `[batch, queries, heads * head_dim]`
+pub fn attention_into(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    scale: f64,
+    place: Option<Tensor<3>>,
+) -> Attended {
     choose!(
         &q,
         cpu: cpu::attention(&q, &k, &v, bias.as_ref(), scale),
-        cuda: cuda::attention(&q, &k, &v, bias.as_ref(), scale),
-        portable: portable(q, k, v, bias, scale),
+        cuda: cuda::attention(&q, &k, &v, bias.as_ref(), scale, place.as_ref()),
+        portable: {
+            drop(place);
+            portable(q, k, v, bias, scale)
+        },
     )
 }
 

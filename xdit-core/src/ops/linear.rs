@@ -112,6 +112,34 @@ impl Linear {
     pub fn forward_act<const D: usize>(&self, x: Tensor<D>, act: Activation) -> Tensor<D> {
         dense(vec![x], self, act)
     }
+
+    /// The same into the place that the caller has for it, if there is one and the device can.
+    ///
+    /// - `place`: `[.., out]`
+    pub fn forward_into<const D: usize>(&self, x: Tensor<D>, act: Activation, place: Option<Tensor<D>>) -> Tensor<D> {
+        #[cfg(feature = "cuda")]
+        if let (Weight::Rows(weight), Some(place)) = (&self.weight, &place)
+            && let Some(y) = cuda::dense_beside(&x, weight, self.bias.as_ref(), act, place)
+        {
+            return y;
+        }
+        drop(place);
+        self.forward_act(x, act)
+    }
+
+    /// `residual + x W^T + b`, `[.., in] -> [.., out]`
+    pub fn forward_onto<const D: usize>(&self, residual: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+        let weight = match &self.weight {
+            Weight::Panels(_) => return residual + self.forward(x),
+            Weight::Rows(weight) => weight,
+        };
+        choose!(
+            weight,
+            cpu: None,
+            cuda: cuda::dense_onto(&residual, &x, weight, self.bias.as_ref()),
+            portable: residual + self.forward(x),
+        )
+    }
 }
 
 /// Layers that take the same input: one product where the device is faster so.

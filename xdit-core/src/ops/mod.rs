@@ -24,11 +24,13 @@ mod rope;
 mod tensors;
 mod types;
 
-pub use attention::{QkvOf, attention, cat_tokens, joint_qkv, merge_attended, merge_heads, split_heads};
+pub use attention::{
+    QkvOf, attention, attention_into, cat_tokens, joint_qkv, merge_attended, merge_heads, split_heads,
+};
 pub use choose::is_gpu;
 pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
 pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::norm_rope;
-pub use tensors::{cat, narrow, to_dtype, to_f32};
+pub use tensors::{cat, narrow, side_by_side, to_dtype, to_f32};
 pub use types::{Activation, Attended, Conv2d, GroupNorm, HeadNorm, LayerNorm, RopeTable};

@@ -35,3 +35,20 @@ pub fn narrow<const D: usize>(x: &Tensor<D>, dim: usize, range: Range<usize>) ->
         portable: x.clone().narrow(dim, range.start, range.len()),
     )
 }
+
+/// Places for tensors of these widths whose rows lie one beside the other, so that what is written to all of them is one
+/// tensor already when [`linear_cat`](super::linear_cat) reads it; `None` where the device has no use for that.
+///
+/// - `like`: `[batch, tokens, _]`, of the same batch, tokens, precision and device
+pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> [Option<Tensor<3>>; N] {
+    let places: Option<[Tensor<3>; N]> = choose!(
+        like,
+        cpu: None,
+        cuda: cuda::side_by_side(like, widths).map(Some),
+        portable: {
+            let _ = widths;
+            None
+        },
+    );
+    places.map_or_else(|| std::array::from_fn(|_| None), |places| places.map(Some))
+}

@@ -17,8 +17,8 @@ use xdit_core::ops::{self, Activation, LayerNorm, Linear, RopeTable, attention, 
 
 use crate::dit::{
     Ada, Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, TIME_CHANNELS, WIDTH,
-    at_each_step, conditions, continuous_norm, load_patch_embed, load_proj_out, modulate, project_heads, sinusoids,
-    spec,
+    at_each_step, conditions, continuous_norm, load_patch_embed, load_proj_out, modulate, project_heads_onto,
+    sinusoids, spec,
 };
 use crate::error::{ModelError, few, positive};
 
@@ -384,13 +384,13 @@ impl Block {
         let shift = self.norm1_linear.forward(cond);
         let y = self.norm1.forward(x.clone()) + shift.unsqueeze_dim(1);
         let attn = ctx.attn.self_attn(Site::first(i), self.attn1.forward(y, rope))?;
-        let x = x + project_heads(&self.attn1_out, attn);
+        let x = project_heads_onto(x, &self.attn1_out, attn);
 
         // the image's queries are turned, though the text's keys are not
         let q = self.attn2.queries(self.norm2.forward(x.clone()), rope);
         let [k, v] = self.attn2.keys_and_values(txt.clone());
-        let x = x + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, None)?);
+        let x = project_heads_onto(x, &self.attn2_out, ctx.attn.cross_attn(q, k, v, None)?);
 
-        Ok(x.clone() + self.ff.forward(self.norm3.forward(x)))
+        Ok(self.ff.forward_onto(x.clone(), self.norm3.forward(x)))
     }
 }

@@ -98,6 +98,11 @@ impl FeedForward {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.out.forward(self.proj.forward_act(x, Activation::GeluTanh))
     }
+
+    /// The same added to a stream.
+    pub fn forward_onto(&self, stream: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        self.out.forward_onto(stream, self.proj.forward_act(x, Activation::GeluTanh))
+    }
 }
 
 /// `linear(silu(temb))`, a layer of the condition alone.
@@ -284,16 +289,14 @@ impl QkvWeights {
 
     /// - `x`: `[batch, tokens, d_model]`, normalised
     pub fn forward(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Qkv {
-        let [q, k, v] = joint_qkv(vec![self.of(x, rope)], self.n_heads);
-        Qkv { q, k, v }
+        Qkv::new(joint_qkv(vec![self.of(x, rope)], self.n_heads))
     }
 
     /// Of a text and an image as one sequence, the text first, and the number of its text tokens.
     pub fn joint(&self, img: Tensor<3>, rope: Option<&RopeTable>, txt: Option<QkvOf<'_>>) -> (Qkv, usize) {
         let n_txt = txt.as_ref().map_or(0, |txt| txt.x.dims()[1]);
         let streams = txt.into_iter().chain([self.of(img, rope)]).collect();
-        let [q, k, v] = joint_qkv(streams, self.n_heads);
-        (Qkv { q, k, v }, n_txt)
+        (Qkv::new(joint_qkv(streams, self.n_heads)), n_txt)
     }
 
     /// What they are made of.
@@ -346,6 +349,11 @@ fn split_all<const N: usize>(xs: Vec<Tensor<3>>, n_heads: usize) -> [Tensor<4>; 
 /// An attention's output layer: heads to the stream's width.
 pub fn project_heads(to_out: &Linear, heads: Tensor<4>) -> Tensor<3> {
     to_out.forward(merge_heads(heads))
+}
+
+/// The same added to the stream.
+pub fn project_heads_onto(stream: Tensor<3>, to_out: &Linear, heads: Tensor<4>) -> Tensor<3> {
+    to_out.forward_onto(stream, merge_heads(heads))
 }
 
 /// `PatchEmbed`'s convolution, whose stride is its size: a dense layer on packed latents, whose channels are in the

@@ -16,7 +16,7 @@ use xdit_core::ops::{self, Activation, Linear, modulated_norm};
 use crate::dit::stream::Modulation;
 use crate::dit::{
     Blocks, CrossWeights, EPS, FeedForward, Heads, Mlp, OWN, QkNorm, QkvWeights, WIDTH, conditions, keep,
-    load_patch_embed, load_proj_out, parts, project_heads, sincos_2d, spec,
+    load_patch_embed, load_proj_out, parts, project_heads, project_heads_onto, sincos_2d, spec,
 };
 use crate::error::{ModelError, few, positive};
 use crate::text::hide;
@@ -321,7 +321,8 @@ impl Block {
         let q = self.attn2.queries(img.clone(), None);
         let txt = x.txt.clone().expect("the text is at hand for every patch");
         let [k, v] = self.attn2.keys_and_values(txt);
-        let img = img + project_heads(&self.attn2_out, ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?);
+        let attn = ctx.attn.cross_attn(q, k, v, cond.txt_bias.clone())?;
+        let img = project_heads_onto(img, &self.attn2_out, attn);
 
         let y = self.ff.forward(ff.norm(img.clone(), self.eps));
         Ok(Streams::new(x.txt, ff.add(img, y)))

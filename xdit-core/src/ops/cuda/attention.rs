@@ -29,6 +29,7 @@ pub fn attention(
     v: &Tensor<4>,
     bias: Option<&Tensor<4>>,
     scale: f64,
+    place: Option<&Tensor<3>>,
 ) -> Option<Attended> {
     let [b, h, n_queries, d] = q.dims();
     let (q, k, v) = (operand(q)?, operand(k)?, operand(v)?);
@@ -40,7 +41,12 @@ pub fn attention(
         Some(bias) => Some(DeviceTensor::of(bias).filter(|bias| [DType::F32, dtype].contains(&bias.dtype()))?),
         None => None,
     };
-    let out = q.empty(&[b, n_queries, h, d], dtype).view(0, &[b, h, n_queries, d], &[n_queries * h * d, d, h * d, 1]);
+    let out = match place.and_then(DeviceTensor::of).filter(|out| takes(out, [b, n_queries, h * d], dtype)) {
+        Some(out) => out,
+        None => q.empty(&[b, n_queries, h * d], dtype),
+    };
+    let rows = out.strides();
+    let out = out.view(0, &[b, h, n_queries, d], &[rows[0], d, rows[1], 1]);
     let lse = q.empty(&[b, h, n_queries], DType::F32);
     if d > NARROW {
         wide_attention([&q, &k, &v], &out, &lse, scale as f32)?;
@@ -49,6 +55,13 @@ pub fn attention(
     let call = Call { dims: [b, h, n_queries, k.dims()[2], d], dtype, scale: scale as f32 };
     launch(call, [&q, &k, &v], bias.as_ref(), &out, &lse);
     Some(Attended { out: out.tensor(), lse: lse.tensor() })
+}
+
+/// Whether outputs can be written there.
+fn takes(out: &DeviceTensor, dims: [usize; 3], dtype: DType) -> bool {
+    let strides = out.strides();
+    let aligned = strides[..2].iter().all(|stride| stride.is_multiple_of(8)) && out.begins_at_multiple_of(16);
+    out.dims() == dims && out.dtype() == dtype && strides[2] == 1 && aligned
 }
 
 /// The kernel for f32 takes any number of channels, the others vectors of 8.

@@ -81,7 +81,7 @@ pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Opt
     enqueue([&x.x, &weight, &bias, added], [&out.x], move |gpu, [x, weight, bias, residual], [out]| {
         let maps = Maps { x, weight, bias, residual: if has_residual { residual } else { 0 }, out };
         if k == 1 && !has_residual {
-            let operands = Operands { x, weight, bias, out };
+            let operands = Operands { x, weight, bias, added: out, out };
             let product = pointwise(&convolution, operands.alignment());
             // SAFETY: the tensors hold what the product says
             return unsafe { gpu.product(&product, operands) };
@@ -108,9 +108,9 @@ fn pointwise(convolution: &Convolution, alignment: u32) -> Product {
         m: batch * height * width,
         k: c_in,
         n: c_out,
-        strides: [c_in, c_in, c_out],
+        strides: [c_in, c_in, c_out, c_out],
         batch: 1,
-        batch_strides: [0, 0],
+        batch_strides: [0; 3],
         kind,
         has_bias: true,
         gelu: false,

@@ -65,7 +65,8 @@ impl Rows {
     }
 }
 
-/// `act([x_0 | x_1 | ..] weight^T + bias)`: a product for each part, the later ones added to the first.
+/// `act([x_0 | x_1 | ..] weight^T + bias)`: a product for each part, the later ones added to the first; one for those that
+/// lie side by side in memory.
 ///
 /// - `weight`: `[out, in]`
 pub fn dense<const D: usize>(
@@ -74,26 +75,62 @@ pub fn dense<const D: usize>(
     bias: Option<&Tensor<1>>,
     act: Activation,
 ) -> Option<Tensor<D>> {
-    let mut dims = xs[0].dims();
-    dims[D - 1] = weight.dims()[0];
     let xs: Vec<DeviceTensor> = xs.iter().map(DeviceTensor::of).collect::<Option<_>>()?;
-    let out = xs[0].empty(&dims, weight.dtype());
-    if dims.contains(&0) {
-        return Some(out.tensor());
-    }
-    dense_into(xs, weight, bias, act == Activation::GeluTanh, &out)?;
+    let xs = DeviceTensor::joined(&xs, D - 1).map_or(xs, |joined| vec![joined]);
+    let out = empty(&xs[0], weight);
+    dense_into(xs, weight, bias, act == Activation::GeluTanh, None, &out)?;
     match act {
         Activation::Identity | Activation::GeluTanh => Some(out.tensor()),
         act => Some(activate(&out, None, act)?.tensor()),
     }
 }
 
+/// The same for one part into memory that is there, as long as no pass of its own follows.
+pub fn dense_beside<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    act: Activation,
+    place: &Tensor<D>,
+) -> Option<Tensor<D>> {
+    if !matches!(act, Activation::Identity | Activation::GeluTanh) {
+        return None;
+    }
+    let (x, out) = (DeviceTensor::of(x)?, DeviceTensor::of(place)?);
+    dense_into(vec![x], weight, bias, act == Activation::GeluTanh, None, &out)?;
+    Some(out.tensor())
+}
+
+/// `residual + x weight^T + bias`
+pub fn dense_onto<const D: usize>(
+    residual: &Tensor<D>,
+    x: &Tensor<D>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+) -> Option<Tensor<D>> {
+    let (residual, x) = (DeviceTensor::of(residual)?, DeviceTensor::of(x)?);
+    let out = empty(&x, weight);
+    dense_into(vec![x], weight, bias, false, Some(&residual), &out)?;
+    Some(out.tensor())
+}
+
+/// Memory for what the layer makes of `x`.
+fn empty(x: &DeviceTensor, weight: &Tensor<2>) -> DeviceTensor {
+    let mut dims = x.dims();
+    let last = dims.len() - 1;
+    dims[last] = weight.dims()[0];
+    x.empty(&dims, weight.dtype())
+}
+
 /// The same into memory that is there, `[.., out]` by its strides.
+///
+/// - `residual`: what is added, of `out`'s shape
 pub fn dense_into(
     xs: Vec<DeviceTensor>,
     weight: &Tensor<2>,
     bias: Option<&Tensor<1>>,
     gelu: bool,
+    residual: Option<&DeviceTensor>,
     out: &DeviceTensor,
 ) -> Option<()> {
     let [n, d_in] = weight.dims();
@@ -104,29 +141,35 @@ pub fn dense_into(
         Some(bias) => Some(DeviceTensor::of(bias).filter(same)?.contiguous()),
         None => None,
     };
-    if !xs.iter().all(same) || !same(out) {
+    if !xs.iter().chain(residual).all(same) || !same(out) || residual.is_some_and(|r| r.dims() != out.dims()) {
         return None;
     }
-    let parts = xs.len();
-    let mut to = Rows::of(out)?;
+    if out.dims().contains(&0) {
+        return Some(());
+    }
+    let with_rows = |x: DeviceTensor| if Rows::of(&x).is_some() { x } else { x.contiguous() };
+    let residual = residual.cloned().map(with_rows);
+    let (parts, whole) = (xs.len(), Rows::of(out)?);
     let mut column = 0;
     for (i, x) in xs.into_iter().enumerate() {
-        let x = if Rows::of(&x).is_some() { x } else { x.contiguous() };
-        let mut from = Rows::of(&x)?;
-        if from.batch != to.batch {
-            let batch = from.batch.max(to.batch);
-            (from, to) = (from.cut(batch)?, to.cut(batch)?);
-        }
+        let x = with_rows(x);
+        // the later ones are added to what is there by then
+        let added = if i == 0 { residual.as_ref() } else { Some(out) };
+        let adds = added.is_some();
+        let added = added.unwrap_or(out);
+        let (from, onto) = (Rows::of(&x)?, Rows::of(added)?);
+        let batch = from.batch.max(whole.batch).max(onto.batch);
+        let (from, onto, to) = (from.cut(batch)?, onto.cut(batch)?, whole.cut(batch)?);
         let (k, is_last) = (*x.dims().last()?, i + 1 == parts);
         let bias = bias.as_ref().filter(|_| is_last);
-        let (has_bias, gelu, adds) = (bias.is_some(), is_last && gelu, i > 0);
+        let (has_bias, gelu) = (bias.is_some(), is_last && gelu);
         let product = Product {
             m: from.n,
             k,
             n,
-            strides: [from.stride, d_in, to.stride],
-            batch: from.batch,
-            batch_strides: [from.batch_stride, to.batch_stride],
+            strides: [from.stride, d_in, to.stride, onto.stride],
+            batch,
+            batch_strides: [from.batch_stride, to.batch_stride, onto.batch_stride],
             kind,
             has_bias,
             gelu,
@@ -135,9 +178,10 @@ pub fn dense_into(
             alignment: 0,
         };
         let skip = (column * weight.dtype().size()) as u64;
-        enqueue([&x, &weight, bias.unwrap_or(&weight)], [out], move |gpu, [x, weight, bias], [out]| {
+        let reads = [&x, &weight, bias.unwrap_or(&weight), added];
+        enqueue(reads, [out], move |gpu, [x, weight, bias, added], [out]| {
             let bias = if has_bias { bias } else { 0 };
-            let operands = Operands { x, weight: weight + skip, bias, out };
+            let operands = Operands { x, weight: weight + skip, bias, added, out };
             let product = Product { alignment: operands.alignment(), ..product };
             // SAFETY: the tensors hold what the product says
             unsafe { gpu.product(&product, operands) }

@@ -23,13 +23,11 @@ pub fn joint_qkv(streams: &[QkvPart<'_>], n_heads: usize) -> Option<[Tensor<4>; 
     for stream in streams {
         let n_here = stream.x.dims()[1];
         let rows = all.view(at * width, &[b, n_here, width], &[n * width, width, 1]);
-        dense_into(vec![DeviceTensor::of(&stream.x)?], stream.weight, stream.bias, false, &rows)?;
-        for (i, norm) in stream.norms.into_iter().enumerate() {
-            if stream.rope.is_none() && matches!(norm, HeadNorm::None) {
-                continue;
-            }
-            let heads = all.view(at * width + i * inner, &[b, n_heads, n_here, d], &[n * width, d, width, 1]);
-            norm_rope_into(&heads, norm, stream.rope, &heads)?;
+        dense_into(vec![DeviceTensor::of(&stream.x)?], stream.weight, stream.bias, false, None, &rows)?;
+        let heads = |i: usize| all.view(at * width + i * inner, &[b, n_heads, n_here, d], &[n * width, d, width, 1]);
+        let (q, k, [norm_q, norm_k]) = (heads(0), heads(1), stream.norms);
+        if stream.rope.is_some() || !matches!((norm_q, norm_k), (HeadNorm::None, HeadNorm::None)) {
+            norm_rope_into([(&q, norm_q, &q), (&k, norm_k, &k)], stream.rope)?;
         }
         at += n_here;
     }

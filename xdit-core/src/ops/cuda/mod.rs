@@ -24,14 +24,14 @@ use crate::cuda::raw::DeviceTensor;
 
 pub(super) use attention::attention;
 pub(super) use conv::{arranged_conv, conv2d};
-pub(super) use dense::{dense, packed};
+pub(super) use dense::{dense, dense_beside, dense_onto, packed};
 pub(super) use group_norm::group_norm;
 pub(super) use joint::joint_qkv;
 pub(super) use pixels::upsample_nearest_2x;
 pub(super) use rows::{
     activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm,
 };
-pub(super) use views::{cat, merge_heads, narrow, split_heads};
+pub(super) use views::{cat, merge_heads, narrow, side_by_side, split_heads};
 
 /// A kernel of `source`, compiled for a precision and the sizes in `defines`.
 fn kernel(source: &'static Source, name: &'static str, dtype: DType, defines: &str) -> Kernel {

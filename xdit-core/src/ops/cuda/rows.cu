@@ -2,115 +2,143 @@
 // activations. All of it waits for memory, so each reads its operands once, 16 bytes a thread, and writes once. Sums are
 // f32 and are taken in an order that depends on the row's length alone: a row has the same bits among any others.
 
-// --------------------------------------------------------------------------------------------- sums over a block
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
   return x;
 }
-// Every thread gets the sum over all threads. `shared` holds one number a warp and is free again afterwards.
-__device__ __forceinline__ float block_sum(float x, float* shared) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
-  x = warp_sum(x);
-  if (lane == 0) shared[warp] = x;
-  __syncthreads();
-  x = warp_sum(lane < n_warps ? shared[lane] : 0.f);
-  __syncthreads();
-  return x;
+
+// What is widened is forgotten here: kept until it is used again it would take twice the registers.
+__device__ __forceinline__ void stay_packed(Eight (&packed)[VECTORS]) {
+#ifndef F32
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) asm volatile("" : "+r"(packed[i].x), "+r"(packed[i].y), "+r"(packed[i].z), "+r"(packed[i].w));
+#endif
 }
 
-// y = normalised(x) * (one + scale) + shift, a block a row of d numbers.
+// y = normalised(x) * (one + scale) + shift, a warp a row of d numbers: no thread waits for another warp's, and so many rows
+// are on their way at once that memory is never idle.
 // RMS: divided by the root of the mean square, without subtracting the mean.
 // x: rows of [batch, tokens, d]; scale, shift: a row for each batch entry, or the same for all (stride 0), or none (0).
-extern "C" __global__ void __launch_bounds__(1024) row_norm(const T* x, const T* scale, const T* shift, T* y, int tokens, int d,
-    i64 x_batch, i64 x_token, i64 scale_batch, i64 shift_batch, float one, float eps, int rms) {
-  __shared__ float shared[32];
-  const int row = blockIdx.x, batch = row / tokens;
+extern "C" __global__ void __launch_bounds__(128, VECTORS <= 8 ? 6 : VECTORS <= 12 ? 4 : 3) row_norm(const T* x, const T* scale, const T* shift, T* y,
+    int rows, int tokens, int d, i64 x_batch, i64 x_token, i64 scale_batch, i64 shift_batch, float one, float eps, int rms) {
+  const int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, batch = row / tokens;
+  if (row >= rows) return;
   x += batch * x_batch + (row % tokens) * x_token;
   scale += batch * scale_batch; shift += batch * shift_batch; y += (i64)row * d;
   const int n = d / 8;                                  // vectors of a row; VECTORS of them a thread
-  float v[VECTORS][8];
-  float sum = 0.f;
+  Eight packed[VECTORS];
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
-    const int at = threadIdx.x + i * blockDim.x;
-    if (at < n) load8(x + 8 * at, v[i]);
-#pragma unroll
-    for (int j = 0; j < 8; j++) { if (at >= n) v[i][j] = 0.f; sum += v[i][j]; }
+    packed[i] = Eight();
+    if (lane + 32 * i < n) packed[i] = *(const Eight*)(x + 8 * (lane + 32 * i));
   }
-  const float mean = rms ? 0.f : block_sum(sum, shared) / d;
+  float mean = 0.f;
+  if (!rms) {
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+      float v[8];
+      widen8(packed[i], v);
+#pragma unroll
+      for (int j = 0; j < 8; j++) mean += v[j];
+    }
+    mean = warp_sum(mean) / d;
+  }
+  stay_packed(packed);
   float squares = 0.f;
 #pragma unroll
-  for (int i = 0; i < VECTORS; i++)
+  for (int i = 0; i < VECTORS; i++) {
+    float v[8];
+    widen8(packed[i], v);
+    if (lane + 32 * i >= n) continue;
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      const float c = threadIdx.x + i * blockDim.x < n ? v[i][j] - mean : 0.f;
-      squares += c * c;
-    }
-  const float inverse = rsqrtf(block_sum(squares, shared) / d + eps);
+    for (int j = 0; j < 8; j++) squares += (v[j] - mean) * (v[j] - mean);
+  }
+  const float inverse = rsqrtf(warp_sum(squares) / d + eps);
+  stay_packed(packed);
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
-    const int at = threadIdx.x + i * blockDim.x;
+    const int at = lane + 32 * i;
     if (at >= n) continue;
-    float a[8], b[8];
+    float v[8], a[8], b[8];
+    widen8(packed[i], v);
     if (scale) load8(scale + 8 * at, a);
     if (shift) load8(shift + 8 * at, b);
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-      v[i][j] = (v[i][j] - mean) * inverse * (scale ? one + a[j] : 1.f) + (shift ? b[j] : 0.f);
-    store8(y + 8 * at, v[i]);
+    for (int j = 0; j < 8; j++) v[j] = (v[j] - mean) * inverse * (scale ? one + a[j] : 1.f) + (shift ? b[j] : 0.f);
+    store8(y + 8 * at, v);
   }
 }
 
-// Queries or keys: each head normalised, then its pairs of channels turned. GROUP threads a head, 8 channels a thread.
+// Queries and keys, or either: each head normalised, then its pairs of channels turned. A block a token, so that its angles
+// are read once; GROUP threads a head, 8 channels a thread.
 // x: [batch, heads, tokens, d] by strides; y: the same with heads side by side, perhaps x itself; cos, sin: [tokens, d / 2],
 // or none (0)
-extern "C" __global__ void __launch_bounds__(256) head_norm_rope(const T* x, const T* weight, const T* bias, const float* cos,
-    const float* sin, T* y, i64 rows, int heads, int tokens, int d, i64 x_batch, i64 x_head, i64 x_token, i64 y_batch, i64 y_token,
-    float eps, int kind) {
-  const i64 row = (i64)blockIdx.x * (256 / GROUP) + threadIdx.x / GROUP;   // heads innermost, as in memory
+struct Heads { const T *x, *weight, *bias; T* y; };
+extern "C" __global__ void __launch_bounds__(256, 4) head_norm_rope(Heads first, Heads second, int sides, const float* cos,
+    const float* sin, int heads, int d, i64 x_batch, i64 x_head, i64 x_token, i64 y_batch, i64 y_token, float eps, int kind) {
+  const i64 token = blockIdx.x, batch = blockIdx.y;
   const int part = threadIdx.x % GROUP;
-  const bool there = row < rows, mine = there && 8 * part < d;
-  const int head = row % heads, token = row / heads % tokens;
-  const i64 batch = row / heads / tokens;
-  float v[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
-  if (mine) load8(x + batch * x_batch + head * x_head + token * x_token + 8 * part, v);
+  const bool fits = 8 * part < d;
+  float cs[4], sn[4];
+  if (cos && fits) {
+    const float4 c = *(const float4*)(cos + token * (d / 2) + 4 * part), s = *(const float4*)(sin + token * (d / 2) + 4 * part);
+    cs[0] = c.x; cs[1] = c.y; cs[2] = c.z; cs[3] = c.w;
+    sn[0] = s.x; sn[1] = s.y; sn[2] = s.z; sn[3] = s.w;
+  }
   auto group_sum = [&](float s) {
 #pragma unroll
     for (int lane = GROUP / 2; lane > 0; lane /= 2) s += __shfl_xor_sync(~0u, s, lane);
     return s;
   };
-  if (kind != 0) {                                       // 1: RMS, 2: layer norm
-    float mean = 0.f;
-    if (kind == 2) {
+  // whole warps take part to the end: sums are over lanes
+  for (int begin = 0; begin < heads; begin += blockDim.x / GROUP) {
+    const int head = begin + threadIdx.x / GROUP;
+    const bool mine = fits && head < heads;
+    float v[2][8];
 #pragma unroll
-      for (int j = 0; j < 8; j++) mean += v[j];
-      mean = group_sum(mean) / d;
+    for (int side = 0; side < 2; side++) {
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[side][j] = 0.f;
+      const T* x = side ? second.x : first.x;
+      if (mine && side < sides) load8(x + batch * x_batch + head * x_head + token * x_token + 8 * part, v[side]);
     }
-    float squares = 0.f;
 #pragma unroll
-    for (int j = 0; j < 8; j++) squares += mine ? (v[j] - mean) * (v[j] - mean) : 0.f;
-    const float inverse = rsqrtf(group_sum(squares) / d + eps);
-    if (mine) {
-      float w[8], b[8];
-      load8(weight + 8 * part, w);
-      if (bias) load8(bias + 8 * part, b);
+    for (int side = 0; side < 2; side++) {
+      if (side >= sides) break;
+      const Heads& to = side ? second : first;
+      float(&x)[8] = v[side];
+      if (kind != 0) {                                   // 1: RMS, 2: layer norm
+        float mean = 0.f;
+        if (kind == 2) {
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[j] = (v[j] - mean) * inverse * w[j] + (bias ? b[j] : 0.f);
+          for (int j = 0; j < 8; j++) mean += x[j];
+          mean = group_sum(mean) / d;
+        }
+        float squares = 0.f;
+#pragma unroll
+        for (int j = 0; j < 8; j++) squares += mine ? (x[j] - mean) * (x[j] - mean) : 0.f;
+        const float inverse = rsqrtf(group_sum(squares) / d + eps);
+        if (mine) {
+          float w[8], b[8];
+          load8(to.weight + 8 * part, w);
+          if (to.bias) load8(to.bias + 8 * part, b);
+#pragma unroll
+          for (int j = 0; j < 8; j++) x[j] = (x[j] - mean) * inverse * w[j] + (to.bias ? b[j] : 0.f);
+        }
+      }
+      if (!mine) continue;
+      if (cos) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const float even = x[2 * j], odd = x[2 * j + 1];
+          x[2 * j] = even * cs[j] - odd * sn[j];
+          x[2 * j + 1] = odd * cs[j] + even * sn[j];
+        }
+      }
+      store8(to.y + batch * y_batch + token * y_token + head * d + 8 * part, x);
     }
   }
-  if (!mine) return;
-  if (cos) {
-    const float4 c = *(const float4*)(cos + (i64)token * (d / 2) + 4 * part), s = *(const float4*)(sin + (i64)token * (d / 2) + 4 * part);
-    const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float even = v[2 * j], odd = v[2 * j + 1];
-      v[2 * j] = even * cs[j] - odd * sn[j];
-      v[2 * j + 1] = odd * cs[j] + even * sn[j];
-    }
-  }
-  store8(y + batch * y_batch + token * y_token + head * d + 8 * part, v);
 }
 
 // out = x + gate y. x: [batch, tokens, d] by strides; y and out: densely packed; gate: a row for each batch entry

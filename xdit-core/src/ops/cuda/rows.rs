@@ -11,8 +11,8 @@ use crate::ops::types::{Activation, Attended, HeadNorm, RopeTable};
 
 static SOURCE: Source = Source { name: "rows", code: include_str!("rows.cu") };
 
-/// Vectors of 8 numbers that a thread of the norms' blocks holds at most.
-const MAX_VECTORS: usize = 4;
+/// Vectors of 8 numbers of a row that a thread of a norm's warp holds at most: what fits into its registers.
+const MAX_VECTORS: usize = 24;
 
 fn rows_kernel(name: &'static str, dtype: DType, vectors: usize, group: usize) -> Kernel {
     kernel(&SOURCE, name, dtype, &format!("-DVECTORS={vectors} -DGROUP={group}"))
@@ -41,17 +41,14 @@ fn batch_stride(x: &DeviceTensor) -> i64 {
 fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor> {
     let (dims, strides) = (x.dims(), x.strides());
     let [b, n, d] = dims[..] else { return None };
-    let vectors = (d / 8).div_ceil(1024);
+    let vectors = (d / 8).div_ceil(32);
     if vectors > MAX_VECTORS || [affine.scale, affine.shift].iter().flatten().any(|v| v.dtype() != x.dtype()) {
         return None;
     }
     let out = x.empty(&dims, x.dtype());
     let kernel = rows_kernel("row_norm", x.dtype(), vectors, 8);
-    let grid = Grid {
-        blocks: [(b * n) as u32, 1, 1],
-        threads: (d / 8).div_ceil(vectors).next_multiple_of(32) as u32,
-        shared: 0,
-    };
+    let rows = b * n;
+    let grid = Grid { blocks: blocks(rows, 4), threads: 128, shared: 0 };
     let has = [affine.scale.is_some(), affine.shift.is_some()];
     let strides = [strides[0], strides[1]].map(|s| s as i64);
     let vector_strides = [affine.scale, affine.shift].map(|v| v.map_or(0, batch_stride));
@@ -59,10 +56,10 @@ fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor>
     let (scale, shift) = (affine.scale.unwrap_or(x), affine.shift.unwrap_or(x));
     enqueue([x, scale, shift], [&out], move |gpu, [x, scale, shift], [y]| {
         let (scale, shift) = (if has[0] { scale } else { 0 }, if has[1] { shift } else { 0 });
-        let (n, d) = (n as i32, d as i32);
+        let (rows, n, d) = (rows as i32, n as i32, d as i32);
         let [x_batch, x_token] = strides;
         let [scale_batch, shift_batch] = vector_strides;
-        let params = args!(x, scale, shift, y, n, d, x_batch, x_token, scale_batch, shift_batch, one, eps, rms);
+        let params = args!(x, scale, shift, y, rows, n, d, x_batch, x_token, scale_batch, shift_batch, one, eps, rms);
         // SAFETY: `row_norm`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernel, grid, &params) }
     });
@@ -114,22 +111,54 @@ pub fn norm_rope(x: &Tensor<4>, norm: &HeadNorm, rope: Option<&RopeTable>) -> Op
     let [b, h, n, d] = x.dims();
     let x = readable(x)?;
     let out = x.empty(&[b, n, h, d], x.dtype()).view(0, &[b, h, n, d], &[n * h * d, d, h * d, 1]);
-    norm_rope_into(&x, norm, rope, &out)?;
+    norm_rope_into([(&x, norm, &out)], rope)?;
     Some(out.tensor())
 }
 
-/// The same into memory that is there, heads side by side: perhaps that of `x`.
-pub fn norm_rope_into(x: &DeviceTensor, norm: &HeadNorm, rope: Option<&RopeTable>, out: &DeviceTensor) -> Option<()> {
-    let [b, h, n, d] = x.dims()[..] else { return None };
-    if d > 256 {
-        return None;
+/// The norm of some heads as the kernel takes it.
+struct Norm {
+    weight: Option<DeviceTensor>,
+    bias: Option<DeviceTensor>,
+    eps: f32,
+    kind: i32,
+}
+
+impl Norm {
+    fn of(norm: &HeadNorm, dtype: DType) -> Option<Self> {
+        let (weight, bias, eps, kind) = match norm {
+            HeadNorm::None => (None, None, 0.0, 0),
+            HeadNorm::Rms { weight, eps } => (Some(readable(weight)?), None, *eps, 1),
+            HeadNorm::Layer(norm) => (Some(readable(&norm.weight)?), Some(readable(&norm.bias)?), norm.eps, 2),
+        };
+        let same = [&weight, &bias].into_iter().flatten().all(|w| w.dtype() == dtype);
+        same.then_some(Self { weight, bias, eps: eps as f32, kind })
     }
-    let (weight, bias, eps, kind) = match norm {
-        HeadNorm::None => (None, None, 0.0, 0),
-        HeadNorm::Rms { weight, eps } => (Some(readable(weight)?), None, *eps, 1),
-        HeadNorm::Layer(norm) => (Some(readable(&norm.weight)?), Some(readable(&norm.bias)?), norm.eps, 2),
-    };
-    if [&weight, &bias].into_iter().flatten().any(|w| w.dtype() != x.dtype()) {
+}
+
+/// `Heads` of `rows.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Heads {
+    x: u64,
+    weight: u64,
+    bias: u64,
+    y: u64,
+}
+
+/// The same for one or two tensors of one layout, queries and keys with norms of one kind, into memory that is there,
+/// heads side by side: perhaps that of the inputs.
+///
+/// - `sides`: what is read, its norm, what is written
+pub fn norm_rope_into<const N: usize>(
+    sides: [(&DeviceTensor, &HeadNorm, &DeviceTensor); N],
+    rope: Option<&RopeTable>,
+) -> Option<()> {
+    let ((x, _, out), (last, _, last_out)) = (sides[0], sides[N - 1]);
+    let [b, h, n, d] = x.dims()[..] else { return None };
+    let norms: Vec<Norm> = sides.iter().map(|(_, norm, _)| Norm::of(norm, x.dtype())).collect::<Option<_>>()?;
+    let (norm, last_norm) = (&norms[0], &norms[N - 1]);
+    let alike = (norm.kind, norm.eps) == (last_norm.kind, last_norm.eps);
+    if d > 256 || !alike || x.strides() != last.strides() || out.strides() != last_out.strides() {
         return None;
     }
     let table = |t: &Tensor<2>| DeviceTensor::of(t).filter(|t| t.dtype() == DType::F32).map(DeviceTensor::contiguous);
@@ -139,27 +168,33 @@ pub fn norm_rope_into(x: &DeviceTensor, norm: &HeadNorm, rope: Option<&RopeTable
     };
     let group = (d / 8).next_power_of_two();
     let kernel = rows_kernel("head_norm_rope", x.dtype(), 1, group);
-    let n_rows = b * n * h;
-    let grid = Grid { blocks: blocks(n_rows, 256 / group), threads: 256, shared: 0 };
-    let has = [weight.is_some(), bias.is_some(), rope.is_some()];
+    // as many heads at a time as 256 threads have room for, in equal rounds
+    let rounds = (h * group).div_ceil(256);
+    let threads = (h.div_ceil(rounds) * group).next_multiple_of(32) as u32;
+    let grid = Grid { blocks: [n as u32, b as u32, 1], threads, shared: 0 };
+    let has = [norm.weight.is_some(), norm.bias.is_some(), rope.is_some()];
     let (strides, to) = (x.strides(), out.strides());
+    let (eps, kind) = (norm.eps, norm.kind);
     let operands = [
         x,
-        weight.as_ref().unwrap_or(x),
-        bias.as_ref().unwrap_or(x),
+        last,
+        norm.weight.as_ref().unwrap_or(x),
+        last_norm.weight.as_ref().unwrap_or(x),
+        norm.bias.as_ref().unwrap_or(x),
+        last_norm.bias.as_ref().unwrap_or(x),
         rope.as_ref().map_or(x, |rope| &rope.0),
         rope.as_ref().map_or(x, |rope| &rope.1),
     ];
-    enqueue(operands, [out], move |gpu, [x, weight, bias, cos, sin], [y]| {
+    enqueue(operands, [out, last_out], move |gpu, [xa, xb, wa, wb, ba, bb, cos, sin], [ya, yb]| {
         let or_none = |has: bool, at: u64| if has { at } else { 0 };
-        let (weight, bias) = (or_none(has[0], weight), or_none(has[1], bias));
+        let side = |x, weight, bias, y| Heads { x, weight: or_none(has[0], weight), bias: or_none(has[1], bias), y };
+        let (first, second, sides) = (side(xa, wa, ba, ya), side(xb, wb, bb, yb), N as i32);
         let (cos, sin) = (or_none(has[2], cos), or_none(has[2], sin));
-        let (rows, heads, tokens, d, eps) = (n_rows as i64, h as i32, n as i32, d as i32, eps as f32);
+        let (heads, d) = (h as i32, d as i32);
         let (x_batch, x_head, x_token) = (strides[0] as i64, strides[1] as i64, strides[2] as i64);
         let (y_batch, y_token) = (to[0] as i64, to[2] as i64);
-        let params = args!(
-            x, weight, bias, cos, sin, y, rows, heads, tokens, d, x_batch, x_head, x_token, y_batch, y_token, eps, kind
-        );
+        let params =
+            args!(first, second, sides, cos, sin, heads, d, x_batch, x_head, x_token, y_batch, y_token, eps, kind);
         // SAFETY: `head_norm_rope`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernel, grid, &params) }
     });

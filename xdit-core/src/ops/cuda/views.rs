@@ -65,6 +65,24 @@ pub fn cat<const D: usize>(parts: &[Tensor<D>], dim: usize) -> Option<Tensor<D>>
     Some(out.tensor())
 }
 
+/// New memory for tensors of these widths, whose rows lie one beside the other; not yet written.
+///
+/// - `like`: `[batch, tokens, _]` of the same batch, tokens, precision and device
+pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> Option<[Tensor<3>; N]> {
+    let [b, n, _] = like.dims();
+    let like = DeviceTensor::of(like)?;
+    let width: usize = widths.iter().sum();
+    if b * n * width == 0 {
+        return None;
+    }
+    let all = like.empty(&[b, n, width], like.dtype());
+    let mut at = 0;
+    Some(widths.map(|d| {
+        at += d;
+        all.view(at - d, &[b, n, d], &[n * width, width, 1]).tensor()
+    }))
+}
+
 /// Copies `part` to where `out` has its numbers from `at` on along `dim`.
 fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
     // a row: what lies without gaps in both; one more dimension may have gaps, those before are taken one by one

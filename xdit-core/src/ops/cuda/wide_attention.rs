@@ -100,13 +100,13 @@ fn attend(gpu: &mut Gpu, wide: &Wide, head: Head, between: Between) -> Result<()
     for first in (0..n_queries).step_by(QUERIES) {
         let m = QUERIES.min(n_queries - first);
         let q = head.q + (first * q_token * size) as u64;
-        let product = |k, n, strides, out_is_f32, operands: Operands| Product {
+        let product = |k, n, [from, weight, to]: [usize; 3], out_is_f32, operands: Operands| Product {
             m,
             k,
             n,
-            strides,
+            strides: [from, weight, to, to],
             batch: 1,
-            batch_strides: [0, 0],
+            batch_strides: [0; 3],
             kind: wide.kind,
             has_bias: false,
             gelu: false,
@@ -114,7 +114,7 @@ fn attend(gpu: &mut Gpu, wide: &Wide, head: Head, between: Between) -> Result<()
             out_is_f32,
             alignment: operands.alignment(),
         };
-        let operands = Operands { x: q, weight: head.k, bias: 0, out: scores };
+        let operands = Operands { x: q, weight: head.k, bias: 0, added: scores, out: scores };
         // SAFETY: the rows of the queries and keys are there, and `scores` has room for them
         unsafe { gpu.product(&product(d, n_keys, [q_token, k_token, wide.stride], true, operands), operands)? };
         let lse = head.lse + (first * 4) as u64;
@@ -123,7 +123,7 @@ fn attend(gpu: &mut Gpu, wide: &Wide, head: Head, between: Between) -> Result<()
         // SAFETY: `softmax`'s parameters; scores and weights have the same rows
         unsafe { gpu.launch(&softmax, grid(m, 1), &params)? };
         let out = head.out + (first * out_token * size) as u64;
-        let operands = Operands { x: weights, weight: turned, bias: 0, out };
+        let operands = Operands { x: weights, weight: turned, bias: 0, added: out, out };
         let strides = [wide.stride, wide.stride, out_token];
         // SAFETY: the weights of the queries and the turned values are there
         unsafe { gpu.product(&product(n_keys, d, strides, false, operands), operands)? };
