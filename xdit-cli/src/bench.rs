@@ -42,9 +42,10 @@ fn measure(args: &Bench, progress: &mut Progress) -> Result<Measured> {
         variant: args.model.variant.clone(),
         parallel: args.parallel.config(),
         pipefusion: args.parallel.pipefusion(),
+        gemm_quantization: args.compute.quantization(),
         ..Options::new(dtype(args))
     };
-    let ranks = launch::ranks(&args.compute.device, options.parallel.world_size())?;
+    let ranks = launch::ranks(&args.compute, options.parallel.world_size())?;
     let mut pipeline = Pipeline::open(&args.source(), options, ranks, progress)?;
     let request = Request {
         height: args.size,
@@ -59,14 +60,15 @@ fn measure(args: &Bench, progress: &mut Progress) -> Result<Measured> {
 }
 
 fn dtype(args: &Bench) -> FloatDType {
-    args.compute.device.dtype(args.compute.dtype)
+    args.compute.dtype()
 }
 
-/// `"bf16 on cuda:0"`
+/// `"bf16"` or `"bf16 with fp8 products"`, and `"cuda:0"`
 fn place(args: &Bench) -> [String; 2] {
     let devices = args.compute.device.ranks(args.parallel.config().world_size());
     let names: Vec<_> = devices.into_iter().map(|(name, _)| name).collect();
-    [format!("{:?}", dtype(args)).to_lowercase(), names.join(",")]
+    let quantised = if args.compute.quantization().is_some() { " with fp8 products" } else { "" };
+    [format!("{:?}{quantised}", dtype(args)).to_lowercase(), names.join(",")]
 }
 
 /// The middle and the least of some seconds.
@@ -193,13 +195,18 @@ fn record(args: &Bench, measured: &Measured, progress: &Progress) -> Value {
 
 /// `--op`
 fn time(op: Op, args: &Bench, out: &mut Stdout) -> Result<()> {
-    let device = args.compute.device.open_all(1)?.remove(0);
+    let device = args.compute.open_all(1)?.remove(0);
     let needed = op.bytes(DType::from(dtype(args)).size());
     let free = if device == Device::flex() { estimate::free_memory() } else { None }.unwrap_or(MOST_BYTES);
     if needed > free {
         bail!("{op} takes {} of memory where {} are free", HumanBytes(needed), HumanBytes(free));
     }
-    let Rate { median, best } = op.time(&device, dtype(args)).map_err(|error| anyhow!("{op}: {error}"))?;
+    let quantization = args.compute.quantization();
+    if quantization.is_some_and(|kind| !op.quantises(kind)) {
+        bail!("{op} is not done in fp8: that is for linear layers whose k and n are multiples of 16");
+    }
+    let Rate { median, best } =
+        op.time(&device, dtype(args), quantization).map_err(|error| anyhow!("{op}: {error}"))?;
     let [dtype, device] = place(args);
     let tflops = op.flops() / median / 1e12;
     match args.json {

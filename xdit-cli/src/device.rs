@@ -35,6 +35,11 @@ impl Devices {
         }
     }
 
+    /// As they were given.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|device| device.name())
+    }
+
     /// Each device's name and its ranks.
     pub fn ranks(&self, n_ranks: usize) -> Vec<(String, Vec<usize>)> {
         let mut all: Vec<(String, Vec<usize>)> = Vec::new();

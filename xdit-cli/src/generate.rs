@@ -70,7 +70,7 @@ fn draw(
     written: &mut Vec<Written>,
 ) -> Result<Drawn> {
     let options = options(args);
-    let ranks = launch::ranks(&args.compute.device, options.parallel.world_size())?;
+    let ranks = launch::ranks(&args.compute, options.parallel.world_size())?;
     let mut pipeline = Pipeline::open(&args.model.source(), options, ranks, progress)?;
     // everything that can be wrong with the request shows here, before any weight is read
     let settings = pipeline.settings(request)?;
@@ -116,7 +116,8 @@ fn draw(
 
 fn options(args: &Generate) -> Options {
     Options {
-        dtype: args.compute.device.dtype(args.compute.dtype),
+        dtype: args.compute.dtype(),
+        gemm_quantization: args.compute.quantization(),
         variant: args.model.variant.clone(),
         parallel: args.parallel.config(),
         pipefusion: args.parallel.pipefusion(),

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use xdit_comm::local::World;
 use xdit_core::comm::Communicator;
 
-use crate::device::Devices;
+use crate::args::Compute;
 
 /// Variables by which torchrun, Slurm, Open MPI and MPICH say how many processes they have started.
 const WORLD_SIZE: [(&str, &str); 4] =
@@ -29,13 +29,13 @@ pub fn check_environment() -> Result<()> {
 
 /// What makes the ranks of this process, one thread each: on one device, or each on a device of its own.
 pub fn ranks(
-    devices: &Devices,
+    compute: &Compute,
     n_ranks: usize,
 ) -> Result<impl FnOnce(usize) -> Vec<Box<dyn Communicator>> + Send + 'static> {
     if n_ranks > MOST_RANKS {
         bail!("{n_ranks} ranks are more than the {MOST_RANKS} that one process has as threads");
     }
-    let devices = devices.open_all(n_ranks)?;
+    let devices = compute.open_all(n_ranks)?;
     Ok(move |n_ranks| match devices.len() {
         1 => World::new(vec![devices[0].clone(); n_ranks]).communicators(),
         _ => World::apart(devices).communicators(),

@@ -13,14 +13,15 @@ use crate::console::{Stdout, complain};
 use crate::download::{self, Warnings};
 
 pub fn run(args: &Plan, out: &mut Stdout) -> Result<()> {
-    args.compute.device.check(args.parallel.config().world_size())?;
+    args.compute.check(args.parallel.config().world_size())?;
     let notices = [args.model.without_effect(), args.parallel.without_effect()];
     notices.iter().flatten().for_each(|notice| complain(&format!("warning: {notice}")));
     let options = Options {
         variant: args.model.variant.clone(),
         parallel: args.parallel.config(),
         pipefusion: args.parallel.pipefusion(),
-        ..Options::new(args.compute.device.dtype(args.compute.dtype))
+        gemm_quantization: args.compute.quantization(),
+        ..Options::new(args.compute.dtype())
     };
     let (source, _headers) = download::headers_of(args.model.source(), options.variant.as_deref())?;
     let pipeline = Pipeline::open(&source, options, xdit_comm::local::world, &mut Warnings)?;

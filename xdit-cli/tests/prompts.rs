@@ -147,6 +147,34 @@ fn devices_are_one_for_all_or_one_for_each() {
 }
 
 #[test]
+fn quantised_products_are_refused_where_there_are_none() {
+    let dir = TempDir::new().expect("a folder");
+    let fp8 = ["--gemm-quantization", "fp8"];
+    let message = "--gemm-quantization fp8 on cpu: fp8 products need an NVIDIA GPU";
+    fails(&dir, draw(&dir, &golden("flux-dev"), &fp8), 1, &[message]);
+    fails(&dir, xdit(&dir, &[&["bench", "--random-weights", "tiny-flux"], &fp8[..]].concat()), 1, &[message]);
+    let op = ["bench", "--op", "linear", "--shape", "64x64x64"];
+    fails(&dir, xdit(&dir, &[&op[..], &fp8].concat()), 1, &[message]);
+    fails(&dir, xdit(&dir, &[&["plan"], &fp8[..]].concat()), 1, &[message]);
+    fails(&dir, draw(&dir, &golden("flux-dev"), &["--gemm-quantization", "int2"]), 2, &["int2", "fp8"]);
+    assert!(files(dir.path()).is_empty(), "nothing is written");
+}
+
+#[test]
+fn a_plan_counts_quantised_weights_as_they_are_kept() {
+    let dir = TempDir::new().expect("a folder");
+    let weights = |flags: &[&str]| {
+        let record = json(&xdit(&dir, &[&["plan", "--json", "--device", "cuda"], flags].concat()));
+        record["memory"][0]["resident_weight_bytes"].as_u64().expect("bytes")
+    };
+    let (bf16, fp8) = (weights(&[]), weights(&["--gemm-quantization", "fp8"]));
+    // the built-in model's blocks: 4 double ones with two streams, 4 single ones, each 12 d^2 numbers and 9 or 8 d channels
+    let d = 192;
+    let (numbers, channels) = (d * d * 12 * (4 * 2 + 4), d * (9 * 4 * 2 + 8 * 4));
+    assert_eq!(bf16 - fp8, numbers - 4 * channels);
+}
+
+#[test]
 fn flags_that_change_nothing_warn() {
     let dir = TempDir::new().expect("a folder");
     let warned = |more: &[&str]| {

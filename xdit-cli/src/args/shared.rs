@@ -1,7 +1,11 @@
 //! Flags that several commands have, declared once.
 
+use anyhow::{Context, Result};
+use burn::tensor::{Device, FloatDType};
 use clap::{Args as ClapArgs, ValueEnum};
+use xdit_core::checkpoint::Quantization;
 use xdit_core::mesh::ParallelConfig;
+use xdit_core::ops::{QuantizationError, check_quantization};
 use xdit_core::stages::PipeFusion;
 use xdit_models::pipeline::ModelSource;
 
@@ -75,6 +79,51 @@ pub struct Compute {
     /// Precision of weights and activations [default: f32 on cpu and wgpu, bf16 on cuda]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
+    /// Keep and multiply the weights of the transformer's blocks in fewer bits: faster, and half their memory; on Hopper GPUs
+    #[arg(long, value_enum)]
+    pub gemm_quantization: Option<GemmQuantization>,
+}
+
+impl Compute {
+    pub fn dtype(&self) -> FloatDType {
+        self.device.dtype(self.dtype)
+    }
+
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.gemm_quantization.map(|GemmQuantization::Fp8| Quantization::Fp8)
+    }
+
+    /// Whether there is one for all ranks or one for each, of a kind that can do what is asked; none need be there.
+    pub fn check(&self, n_ranks: usize) -> Result<()> {
+        self.device.check(n_ranks)?;
+        match self.device.names().find(|name| self.quantization().is_some() && !name.starts_with("cuda")) {
+            Some(name) => Err(QuantizationError::Device).with_context(|| on(&name)),
+            None => Ok(()),
+        }
+    }
+
+    /// One device for all ranks or one for each, if they are there and can do what is asked.
+    pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
+        self.check(n_ranks)?;
+        let devices = self.device.open_all(n_ranks)?;
+        if let Some(kind) = self.quantization() {
+            for (device, name) in devices.iter().zip(self.device.names()) {
+                check_quantization(device, self.dtype().into(), kind).with_context(|| on(&name))?;
+            }
+        }
+        Ok(devices)
+    }
+}
+
+/// Where what is asked cannot be had.
+fn on(device: &str) -> String {
+    format!("--gemm-quantization fp8 on {device}")
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GemmQuantization {
+    /// e4m3, a scale for each token and for each output channel
+    Fp8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

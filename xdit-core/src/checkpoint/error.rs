@@ -48,6 +48,13 @@ pub enum LoadError {
         source: serde_json::Error,
     },
 
+    /// A dense layer is to be quantised where that cannot be.
+    #[error("{tensor} cannot be quantised: fp8 is for weights in bf16 or f16 on an NVIDIA GPU")]
+    Quantization {
+        /// The weight.
+        tensor: String,
+    },
+
     /// The folder is no diffusers pipeline.
     #[error("{} is not a pipeline folder: it has no model_index.json", path.display())]
     NotAPipeline {

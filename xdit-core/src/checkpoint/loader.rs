@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 use super::convert::{Runs, convert, is_float};
 use super::drawn::normal;
 use super::error::shown;
+use super::quantization::Quantization;
 use super::weights::Stored;
 use super::{LoadError, Weights};
 
@@ -27,6 +28,7 @@ pub struct Loader<'a> {
     dtype: FloatDType,
     prefix: String,
     dry: bool,
+    quantization: Option<Quantization>,
     progress: Option<&'a dyn Fn(u64)>,
     record: Rc<RefCell<Record<'a>>>,
 }
@@ -62,7 +64,7 @@ pub struct LoadReport {
     pub bytes: u64,
     /// Bytes in memory, in the dtypes that were asked for.
     pub resident: u64,
-    /// Those of the largest tensor. A dense layer holds it twice while it puts its weight in order.
+    /// Those of the largest tensor as it is read. A dense layer holds it twice while it puts its weight in order.
     pub largest: u64,
     /// Tensors of the checkpoint that nobody asked for, sorted.
     pub unused: Vec<String>,
@@ -88,6 +90,7 @@ impl<'a> Loader<'a> {
             dtype,
             prefix: String::new(),
             dry: false,
+            quantization: None,
             progress: None,
             record: Rc::default(),
         }
@@ -97,6 +100,11 @@ impl<'a> Loader<'a> {
     /// is not to be used; [`finish`](Self::finish) tells what it would come to.
     pub fn dry(self) -> Self {
         Self { dry: true, ..self }
+    }
+
+    /// Dense layers inside blocks are to be kept so, or none any more.
+    pub fn quantised(self, quantization: Option<Quantization>) -> Self {
+        Self { quantization, ..self }
     }
 
     /// Calls `progress` after each tensor with the bytes read so far, counted as they are in the files; all of them
@@ -147,6 +155,23 @@ impl<'a> Loader<'a> {
     /// Fails if the file's tensor has another shape, or is not of a float dtype of 16 bits or more.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, LoadError> {
         self.read(name, shape, 0, 0..shape[0])
+    }
+
+    /// Reads the tensor `weight`, that of a dense layer, and says how to keep it. It is counted as it is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`tensor`](Self::tensor).
+    pub fn matrix(&self, shape: [usize; 2]) -> Result<(Tensor<2>, Option<Quantization>), LoadError> {
+        let weight = self.tensor("weight", shape)?;
+        // checkpoints have every block below a name such as `transformer_blocks.3`
+        let in_block = self.prefix.split('.').any(|part| part.ends_with("blocks"));
+        let quantization = self.quantization.filter(|kind| in_block && kind.serves(shape));
+        if let Some(kind) = quantization.filter(|_| self.has("weight")) {
+            let mut record = self.record.borrow_mut();
+            record.resident = record.resident - self.resident(&shape) + kind.bytes(shape);
+        }
+        Ok((weight, quantization.filter(|_| !self.dry)))
     }
 
     /// Reads the part `range` along dimension `dim` of the tensor `name`, whose whole shape is `shape`. Only the
@@ -448,6 +473,25 @@ mod tests {
         assert_eq!(dry, read);
         assert_eq!((dry.bytes, dry.resident, dry.largest), (96 + 2, 48 + 4, 48));
         assert_eq!(zeros, [0.0; 24]);
+    }
+
+    #[test]
+    fn what_is_quantised_counts_as_it_is_kept() {
+        let report = |quantization, prefix: &str, shape| {
+            let loader = Loader::drawn("transformer", &Device::flex(), FloatDType::BF16).dry().quantised(quantization);
+            let (_, kind) = loader.pp(prefix).matrix(shape).unwrap();
+            assert_eq!(kind, None, "nothing to be kept");
+            let report = loader.finish(&[]).unwrap();
+            (report.bytes, report.resident)
+        };
+        let fp8 = Some(Quantization::Fp8);
+        assert_eq!(report(fp8, "transformer_blocks.0.attn.to_q", [64, 32]), (4096, 64 * 32 + 64 * 4));
+        assert_eq!(report(None, "transformer_blocks.0.attn.to_q", [64, 32]), (4096, 4096));
+        // outside of blocks, and of other sides
+        assert_eq!(report(fp8, "proj_out", [64, 32]), (4096, 4096));
+        assert_eq!(report(fp8, "blocks.0.attn.to_q", [64, 40]), (5120, 5120));
+        let loader = Loader::drawn("transformer", &Device::flex(), FloatDType::BF16).quantised(fp8);
+        assert_eq!(loader.pp("blocks.7.ff").matrix([32, 16]).unwrap().1, fp8);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod foreign;
 mod header;
 mod loader;
 mod map;
+mod quantization;
 mod weights;
 
 pub use dtype::Dtype;
@@ -23,4 +24,5 @@ pub use error::LoadError;
 pub(crate) use error::shown;
 pub(crate) use foreign::{foreign_name, foreign_text};
 pub use loader::{LoadReport, Loader};
+pub use quantization::Quantization;
 pub use weights::{DtypeTotal, TensorInfo, Weights};

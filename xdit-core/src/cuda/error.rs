@@ -22,6 +22,18 @@ pub enum CudaError {
         /// Its answer.
         error: DriverError,
     },
+    /// A GPU that has no products of FP8 rows.
+    #[error(
+        "cuda:{index} is {name} of compute capability {}.{}, and fp8 with a scale for each row needs 9.0 (Hopper)", sm / 10, sm % 10
+    )]
+    Fp8 {
+        /// Its number.
+        index: usize,
+        /// The vendor's.
+        name: String,
+        /// Compute capability, 90 for 9.0.
+        sm: u32,
+    },
     /// cuBLASLt refused a product.
     #[error("cuBLASLt: a product of {m} x {k} x {n} numbers failed: {error}")]
     Product {

@@ -4,6 +4,7 @@
 //! - [`raw`]: the memory behind a tensor, and work in its stream's order: all that depends on Burn's inner workings
 //! - [`gpu`]: what a device's thread keeps: compiled kernels, cuBLASLt's handle
 //! - [`products`]: dense products by cuBLASLt
+//! - [`fp8`]: what those of FP8 need
 //! - [`cudnn`]: convolutions, where cuDNN is installed
 //! - [`kernels`]: CUDA C++ to machine code by NVRTC, kept on disk
 //!
@@ -12,6 +13,7 @@
 pub mod cudnn;
 mod devices;
 mod error;
+pub mod fp8;
 pub mod gpu;
 pub mod kernels;
 pub mod libraries;

@@ -37,16 +37,16 @@ __device__ __forceinline__ void widen8(const Eight& from, float (&x)[8]) {
 #endif
 }
 __device__ __forceinline__ void load8(const T* from, float (&x)[8]) { widen8(*(const Eight*)from, x); }
-__device__ __forceinline__ void store8(T* to, const float (&x)[8]) {
+__device__ __forceinline__ Eight pack8(const float (&x)[8]) {
+  Eight to;
 #if defined(F32)
-  float4 a, b;
-  a.x = x[0]; a.y = x[1]; a.z = x[2]; a.w = x[3]; b.x = x[4]; b.y = x[5]; b.z = x[6]; b.w = x[7];
-  ((float4*)to)[0] = a; ((float4*)to)[1] = b;
+  to.a.x = x[0]; to.a.y = x[1]; to.a.z = x[2]; to.a.w = x[3]; to.b.x = x[4]; to.b.y = x[5]; to.b.z = x[6]; to.b.w = x[7];
 #else
   u32 words[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) words[i] = (u32)narrow(x[2 * i]) | ((u32)narrow(x[2 * i + 1]) << 16);
-  uint4 a; a.x = words[0]; a.y = words[1]; a.z = words[2]; a.w = words[3];
-  *(uint4*)to = a;
+  to.x = words[0]; to.y = words[1]; to.z = words[2]; to.w = words[3];
 #endif
+  return to;
 }
+__device__ __forceinline__ void store8(T* to, const float (&x)[8]) { *(Eight*)to = pack8(x); }

@@ -12,6 +12,7 @@ use cudarc::cublaslt::sys::{
 };
 
 use super::error::CudaError;
+use super::fp8;
 use super::gpu::{Gpu, SCRATCH};
 use super::tuning;
 
@@ -30,8 +31,10 @@ pub struct Product {
     pub batch: usize,
     /// From one of the batch to the next of `x`, of `out` and of what is added, in numbers.
     pub batch_strides: [usize; 3],
-    /// Of all four, but for an `out` that is f32.
+    /// Of all four, but for an `out` that is f32, and for factors that are FP8.
     pub kind: Kind,
+    /// Whether `x` and the weight are e4m3, each row with a scale.
+    pub fp8: bool,
     /// Whether there is a bias, `[n]`.
     pub has_bias: bool,
     /// Whether GELU's approximation by tanh follows.
@@ -78,6 +81,8 @@ pub struct Operands {
     pub weight: u64,
     /// `[n]`; not read where there is none
     pub bias: u64,
+    /// f32, of each row of `x` and of the weight; not read where they are not FP8
+    pub scales: [u64; 2],
     /// `[batch, m, n]`, perhaps `out` itself; not read if nothing is added
     pub added: u64,
     /// `[batch, m, n]`
@@ -128,7 +133,7 @@ impl Gpu {
         }
         let handle = products.handle;
         let failed = |error| CudaError::Product { m: product.m, k: product.k, n: product.n, error };
-        let (mut plan, candidates) = Plan::new(handle, product).map_err(failed)?;
+        let (mut plan, candidates) = Plan::new(handle, product, operands).map_err(failed)?;
         let work = 2.0 * (product.batch * product.m) as f64 * product.k as f64 * product.n as f64;
         if candidates.len() > 1 && work >= tuning::WORTH_IT {
             let last = (product.batch - 1) * product.batch_strides[1] + (product.m - 1) * product.strides[2];
@@ -154,9 +159,7 @@ impl Gpu {
         let (one, beta) = (1_f32, if product.adds { 1_f32 } else { 0.0 });
         // SAFETY: by the contract of `product`; the plan's parts live as long as the process
         unsafe {
-            if product.has_bias {
-                set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &operands.bias).map_err(failed)?;
-            }
+            point(plan.desc, product, operands).map_err(failed)?;
             lt::matmul(
                 handle,
                 plan.desc,
@@ -189,16 +192,25 @@ impl Products {
 
 impl Plan {
     /// And all algorithms that serve it, the one of the plan first.
-    fn new(handle: sys::cublasLtHandle_t, product: &Product) -> Result<(Self, Vec<Algorithm>), CublasError> {
-        let data = product.kind.data();
-        let out_data = if product.out_is_f32 { cudaDataType::CUDA_R_32F } else { data };
+    ///
+    /// - `operands`: of the first such product
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        product: &Product,
+        operands: Operands,
+    ) -> Result<(Self, Vec<Algorithm>), CublasError> {
+        let kind = product.kind.data();
+        let data = if product.fp8 { cudaDataType::CUDA_R_8F_E4M3 } else { kind };
+        let out_data = if product.out_is_f32 { cudaDataType::CUDA_R_32F } else { kind };
         let layout = |data, columns: usize, rows: usize, stride, batch_stride: usize| {
             let layout = lt::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)?;
             let (batch, step) = (product.batch as i32, batch_stride as i64);
-            // SAFETY: the attributes have these types
-            unsafe {
-                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch)?;
-                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step)?;
+            if batch > 1 {
+                // SAFETY: the attributes have these types
+                unsafe {
+                    set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch)?;
+                    set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step)?;
+                }
             }
             Ok::<_, CublasError>(layout)
         };
@@ -216,6 +228,11 @@ impl Plan {
         unsafe {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            if product.fp8 {
+                fp8::set_up(desc, kind)?;
+                // it is asked for algorithms with all addresses in place, as scales have no default
+                point(desc, product, operands)?;
+            }
         }
         let weight = layout(data, product.k, product.n, weight_stride, 0)?;
         let of = |m| {
@@ -227,13 +244,16 @@ impl Plan {
         };
         let (x, added, out) = of(product.m)?;
         let mut plan = Self { desc, weight, x, added, out, algorithm: Algorithm { data: [0; 8] } };
-        let candidates = match product.m {
-            FEW_ROWS.. => plan.choose(handle, product.alignment)?,
-            // as it would be for more rows: for so few cuBLASLt has nothing but cut sums at some shapes
-            _ => {
-                let (x, added, out) = of(FEW_ROWS)?;
-                Self { x, added, out, ..plan }.choose(handle, product.alignment)?
+        // For so few rows cuBLASLt has nothing but cut sums at some shapes: then as for more, in FP8 for as many as it takes.
+        let (few, most) = if product.fp8 { FP8_ROWS } else { (FEW_ROWS, FEW_ROWS) };
+        let mut rows = product.m.max(few);
+        let candidates = loop {
+            let (x, added, out) = of(rows)?;
+            let (candidates, in_one_go) = Self { x, added, out, ..plan }.choose(handle, product.alignment)?;
+            if in_one_go || rows >= most {
+                break candidates;
             }
+            rows *= 2;
         };
         plan.algorithm = candidates[0];
         Ok((plan, candidates))
@@ -241,9 +261,9 @@ impl Plan {
 
     /// The fastest by cuBLASLt's estimate of those that sum each result in one go, from the first summand to the last: a row
     /// then has the same bits whatever others are computed with it, however few (invariant 6). With few rows cuBLASLt
-    /// would rather cut the sum in pieces. The first one of all where there is no
+    /// would rather cut the sum in pieces. The first one of all, and `false`, where there is no
     /// such.
-    fn choose(&self, handle: sys::cublasLtHandle_t, alignment: u32) -> Result<Vec<Algorithm>, CublasError> {
+    fn choose(&self, handle: sys::cublasLtHandle_t, alignment: u32) -> Result<(Vec<Algorithm>, bool), CublasError> {
         const MANY: usize = 32;
         let preference = lt::create_matmul_pref()?;
         let set = |which, value: *const c_void, size| {
@@ -275,11 +295,11 @@ impl Plan {
         let all = found.iter().map(|found| found.algo);
         let whole: Vec<_> = all.clone().filter(sums_in_one_go).take(CANDIDATES).collect();
         if !whole.is_empty() {
-            return Ok(whole);
+            return Ok((whole, true));
         }
         let first = all.take(1).collect::<Vec<_>>();
         let not_supported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
-        if first.is_empty() { Err(not_supported) } else { Ok(first) }
+        if first.is_empty() { Err(not_supported) } else { Ok((first, false)) }
     }
 }
 
@@ -288,6 +308,28 @@ const CANDIDATES: usize = 8;
 
 /// Below so many rows products are computed as for so many.
 const FEW_ROWS: usize = 256;
+/// The same in FP8, and as for how many at most: for 256 rows by weights of 12288 columns every algorithm cuts the sums.
+const FP8_ROWS: (usize, usize) = (512, 4096);
+
+/// Tells a description where the bias is, and the scales.
+///
+/// # Safety
+/// A description that is there.
+unsafe fn point(desc: sys::cublasLtMatmulDesc_t, product: &Product, operands: Operands) -> Result<(), CublasError> {
+    // SAFETY: the attributes have these types
+    unsafe {
+        if product.has_bias {
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &operands.bias)?;
+        }
+        if product.fp8 {
+            // cuBLASLt's first factor is the weight
+            let [x, weight] = operands.scales;
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &weight)?;
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x)?;
+        }
+    }
+    Ok(())
+}
 
 fn sums_in_one_go(algorithm: &Algorithm) -> bool {
     let read = |which| -> Option<u32> {
@@ -312,7 +354,7 @@ unsafe fn set_layout<T>(layout: sys::cublasLtMatrixLayout_t, which: Layout, valu
 
 /// # Safety
 /// The attribute's type is `T`.
-unsafe fn set<T>(desc: sys::cublasLtMatmulDesc_t, which: Attribute, value: &T) -> Result<(), CublasError> {
+pub(super) unsafe fn set<T>(desc: sys::cublasLtMatmulDesc_t, which: Attribute, value: &T) -> Result<(), CublasError> {
     // SAFETY: by this function's contract
     unsafe { lt::set_matmul_desc_attribute(desc, which, std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }

@@ -6,6 +6,7 @@ use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::input::Input;
 use super::linear::Linears;
 use super::rope::norm_rope;
 use super::tensors::{cat, to_dtype, to_f32};
@@ -85,7 +86,7 @@ fn portable_merge(a: Attended, b: Attended) -> Attended {
 #[derive(Debug, Clone)]
 pub struct QkvOf<'a> {
     /// `[batch, tokens, d_model]`, normalised
-    pub x: Tensor<3>,
+    pub x: Input<3>,
     /// The layers of queries, keys and values.
     pub layers: &'a Linears,
     /// Of the queries' heads.
@@ -99,8 +100,8 @@ pub struct QkvOf<'a> {
 #[cfg(feature = "cuda")]
 impl QkvOf<'_> {
     fn part(&self) -> Option<QkvPart<'_>> {
-        let (weight, bias) = self.layers.whole()?;
-        Some(QkvPart { x: self.x.clone(), weight, bias, norms: [self.norm_q, self.norm_k], rope: self.rope })
+        let (factors, bias) = self.layers.factors(&self.x)?;
+        Some(QkvPart { factors, bias, norms: [self.norm_q, self.norm_k], rope: self.rope })
     }
 }
 
@@ -108,7 +109,7 @@ impl QkvOf<'_> {
 /// `[batch, heads, tokens of all, head_dim]`.
 pub fn joint_qkv(streams: Vec<QkvOf<'_>>, n_heads: usize) -> [Tensor<4>; 3] {
     choose!(
-        &streams[0].x,
+        streams[0].x.made_of(),
         cpu: None,
         cuda: cuda::joint_qkv(&streams.iter().map(QkvOf::part).collect::<Option<Vec<_>>>()?, n_heads),
         portable: portable_joint_qkv(streams, n_heads),

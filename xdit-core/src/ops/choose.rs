@@ -1,7 +1,11 @@
 //! Which kernels compute an operation: those for the device that its tensors are on, else Burn's own operations.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_dispatch::DispatchDevice;
+
+use crate::checkpoint::Quantization;
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, CudaError};
 
 /// Whose kernels serve a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,37 @@ impl Kernels {
 /// Whether a device has much more to give than a CPU, but only to large operations.
 pub fn is_gpu(device: &Device) -> bool {
     !matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Why a device has no products of quantised weights.
+#[derive(Debug, thiserror::Error)]
+pub enum QuantizationError {
+    /// No kernels for it.
+    #[error("fp8 products need an NVIDIA GPU")]
+    Device,
+    /// Nothing is gained.
+    #[error("fp8 products are for models in bf16 or f16, not in {0:?}")]
+    Dtype(DType),
+    /// The GPU or its libraries.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// Whether models in `dtype` can have quantised weights on a device.
+///
+/// # Errors
+/// Why not.
+pub fn check_quantization(device: &Device, dtype: DType, kind: Quantization) -> Result<(), QuantizationError> {
+    let Quantization::Fp8 = kind;
+    if !matches!(dtype, DType::BF16 | DType::F16) {
+        return Err(QuantizationError::Dtype(dtype));
+    }
+    match device.as_dispatch() {
+        #[cfg(feature = "cuda")]
+        DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(device)) => Ok(cuda::fp8::check(device.index)?),
+        _ => Err(QuantizationError::Device),
+    }
 }
 
 /// Whether `x` is on an NVIDIA GPU.
@@ -104,6 +139,15 @@ mod tests {
         assert_eq!(choose(Kernels::Cpu, Some("cpu")), "cpu");
         // on another device the CPU's kernel is not even asked
         assert_eq!(choose(Kernels::Burn, Some("cpu")), "portable");
+    }
+
+    #[test]
+    fn the_cpu_has_no_quantised_products() {
+        let why = |dtype| check_quantization(&Device::flex(), dtype, Quantization::Fp8).unwrap_err().to_string();
+        assert_eq!(why(DType::BF16), "fp8 products need an NVIDIA GPU");
+        assert_eq!(why(DType::F32), "fp8 products are for models in bf16 or f16, not in F32");
+        let weight = Tensor::<2>::zeros([16, 16], &Device::flex());
+        assert!(crate::ops::Linear::quantised(&weight, None, Quantization::Fp8).is_none());
     }
 
     #[test]

@@ -6,11 +6,14 @@ use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::input::Input;
 use super::tensors::cat;
 #[cfg(feature = "cuda")]
 use super::tensors::narrow;
 use super::types::Activation;
-use crate::checkpoint::{LoadError, Loader};
+#[cfg(feature = "cuda")]
+use super::types::{Factors, Fp8};
+use crate::checkpoint::{LoadError, Loader, Quantization};
 
 impl Activation {
     /// Applies it elementwise.
@@ -41,12 +44,14 @@ pub struct Linear {
     bias: Option<Tensor<1>>,
 }
 
-/// In the order in which the device multiplies by it.
+/// In the order and the precision in which the device multiplies by it.
 #[derive(Debug, Clone)]
 enum Weight {
     /// `[out, in]`, as checkpoints have it.
     Rows(Tensor<2>),
     Panels(cpu::Panels),
+    #[cfg(feature = "cuda")]
+    Fp8(Box<Fp8>),
 }
 
 impl Linear {
@@ -62,20 +67,52 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// With a weight that is kept in another precision; `None` where the device has no such products.
+    ///
+    /// - `weight`, `bias`: as in [`new`](Self::new)
+    pub fn quantised(weight: &Tensor<2>, bias: Option<Tensor<1>>, kind: Quantization) -> Option<Self> {
+        match kind {
+            Quantization::Fp8 => {
+                let weight = choose!(
+                    weight,
+                    cpu: None,
+                    cuda: cuda::fp8_weight(weight).map(|weight| Some(Weight::Fp8(Box::new(weight)))),
+                    portable: None,
+                )?;
+                Some(Self { weight, bias })
+            }
+        }
+    }
+
     /// Reads `weight` and `bias` at the loader's place.
     ///
     /// # Errors
-    /// A shape other than `[out, in]` and `[out]`.
+    /// A shape other than `[out, in]` and `[out]`; one that is to be quantised where that cannot be.
     pub fn load(loader: &Loader<'_>, d_in: usize, d_out: usize) -> Result<Self, LoadError> {
-        Ok(Self::new(loader.tensor("weight", [d_out, d_in])?, Some(loader.tensor("bias", [d_out])?)))
+        Self::read(loader, d_in, d_out, |loader| loader.tensor("bias", [d_out]).map(Some))
     }
 
     /// Reads `weight` alone.
     ///
     /// # Errors
-    /// A shape other than `[out, in]`.
+    /// As [`load`](Self::load).
     pub fn load_no_bias(loader: &Loader<'_>, d_in: usize, d_out: usize) -> Result<Self, LoadError> {
-        Ok(Self::new(loader.tensor("weight", [d_out, d_in])?, None))
+        Self::read(loader, d_in, d_out, |_| Ok(None))
+    }
+
+    fn read<'a>(
+        loader: &Loader<'a>,
+        d_in: usize,
+        d_out: usize,
+        bias: impl FnOnce(&Loader<'a>) -> Result<Option<Tensor<1>>, LoadError>,
+    ) -> Result<Self, LoadError> {
+        let (weight, quantization) = loader.matrix([d_out, d_in])?;
+        let bias = bias(loader)?;
+        match quantization {
+            None => Ok(Self::new(weight, bias)),
+            Some(kind) => Self::quantised(&weight, bias, kind)
+                .ok_or_else(|| LoadError::Quantization { tensor: format!("{}.weight", loader.prefix()) }),
+        }
     }
 
     /// Output features.
@@ -83,6 +120,8 @@ impl Linear {
         match &self.weight {
             Weight::Rows(weight) => weight.dims()[0],
             Weight::Panels(panels) => panels.d_out(),
+            #[cfg(feature = "cuda")]
+            Weight::Fp8(fp8) => fp8.numbers.dims()[0],
         }
     }
 
@@ -91,6 +130,8 @@ impl Linear {
         match &self.weight {
             Weight::Rows(weight) => weight.device(),
             Weight::Panels(panels) => panels.device(),
+            #[cfg(feature = "cuda")]
+            Weight::Fp8(fp8) => fp8.scales.clone().tensor::<1>().device(),
         }
     }
 
@@ -100,26 +141,34 @@ impl Linear {
         match &self.weight {
             Weight::Rows(weight) => weight.dtype(),
             Weight::Panels(panels) => panels.dtype(),
+            #[cfg(feature = "cuda")]
+            Weight::Fp8(fp8) => fp8.dtype,
         }
     }
 
     /// `[.., in] -> [.., out]`
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub fn forward<const D: usize>(&self, x: impl Into<Input<D>>) -> Tensor<D> {
         self.forward_act(x, Activation::Identity)
     }
 
     /// `act(x W^T + b)`, `[.., in] -> [.., out]`
-    pub fn forward_act<const D: usize>(&self, x: Tensor<D>, act: Activation) -> Tensor<D> {
-        dense(vec![x], self, act)
+    pub fn forward_act<const D: usize>(&self, x: impl Into<Input<D>>, act: Activation) -> Tensor<D> {
+        dense(&[x.into()], self, act)
     }
 
     /// The same into the place that the caller has for it, if there is one and the device can.
     ///
     /// - `place`: `[.., out]`
-    pub fn forward_into<const D: usize>(&self, x: Tensor<D>, act: Activation, place: Option<Tensor<D>>) -> Tensor<D> {
+    pub fn forward_into<const D: usize>(
+        &self,
+        x: impl Into<Input<D>>,
+        act: Activation,
+        place: Option<Tensor<D>>,
+    ) -> Tensor<D> {
+        let x = x.into();
         #[cfg(feature = "cuda")]
         if let (Weight::Rows(weight), Some(place)) = (&self.weight, &place)
-            && let Some(y) = cuda::dense_beside(&x, weight, self.bias.as_ref(), act, place)
+            && let Some(y) = cuda::dense_beside(&x.rows(), weight, self.bias.as_ref(), act, place)
         {
             return y;
         }
@@ -131,6 +180,8 @@ impl Linear {
     pub fn forward_onto<const D: usize>(&self, residual: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
         let weight = match &self.weight {
             Weight::Panels(_) => return residual + self.forward(x),
+            #[cfg(feature = "cuda")]
+            Weight::Fp8(_) => return residual + self.forward(x),
             Weight::Rows(weight) => weight,
         };
         choose!(
@@ -167,34 +218,44 @@ impl Linears {
     /// On a GPU a wide product fills it better than several narrow ones.
     #[cfg(feature = "cuda")]
     fn joined(layers: &[Linear]) -> Option<Self> {
-        let weight = |layer: &Linear| match &layer.weight {
+        let rows = |layer: &Linear| match &layer.weight {
             Weight::Rows(weight) if super::choose::is_cuda(weight) => Some(weight.clone()),
             _ => None,
         };
-        let weights: Vec<Tensor<2>> = layers.iter().map(weight).collect::<Option<_>>()?;
+        let fp8 = |layer: &Linear| match &layer.weight {
+            Weight::Fp8(weight) => Some((**weight).clone()),
+            _ => None,
+        };
         let biases: Vec<Tensor<1>> = layers.iter().filter_map(|layer| layer.bias.clone()).collect();
         if !biases.is_empty() && biases.len() < layers.len() {
             return None;
         }
         let bias = (!biases.is_empty()).then(|| cat(biases, 0));
-        let widths = layers.iter().map(Linear::d_out).collect();
-        Some(Self(Together::Joined(Box::new(Linear::new(cat(weights, 0), bias)), widths)))
+        let whole = match layers.iter().map(rows).collect::<Option<Vec<_>>>() {
+            Some(weights) => Linear::new(cat(weights, 0), bias),
+            None => {
+                let weights = layers.iter().map(fp8).collect::<Option<Vec<_>>>()?;
+                Linear { weight: Weight::Fp8(Box::new(cuda::joined_fp8(&weights)?)), bias }
+            }
+        };
+        Some(Self(Together::Joined(Box::new(whole), layers.iter().map(Linear::d_out).collect())))
     }
 
-    /// The weight and the bias of all layers in one, where they are computed so.
+    /// What the product of all layers in one is of, and its bias, where they are computed so.
     #[cfg(feature = "cuda")]
-    pub(super) fn whole(&self) -> Option<(&Tensor<2>, Option<&Tensor<1>>)> {
-        match &self.0 {
-            Together::Joined(whole, _) => match &whole.weight {
-                Weight::Rows(weight) => Some((weight, whole.bias.as_ref())),
-                Weight::Panels(_) => None,
-            },
-            Together::Apart(_) => None,
-        }
+    pub(super) fn factors(&self, x: &Input<3>) -> Option<(Factors<'_>, Option<&Tensor<1>>)> {
+        let Together::Joined(whole, _) = &self.0 else { return None };
+        let factors = match &whole.weight {
+            Weight::Rows(weight) => Factors::Plain(x.rows(), weight),
+            Weight::Fp8(weight) => Factors::Fp8(Input::fp8(std::slice::from_ref(x))?, weight),
+            Weight::Panels(_) => return None,
+        };
+        Some((factors, whole.bias.as_ref()))
     }
 
     /// What each layer makes of `x`, `[.., in] -> [.., out]`.
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Vec<Tensor<D>> {
+    pub fn forward<const D: usize>(&self, x: impl Into<Input<D>>) -> Vec<Tensor<D>> {
+        let x = x.into();
         match &self.0 {
             Together::Apart(layers) => layers.iter().map(|layer| layer.forward(x.clone())).collect(),
             #[cfg(feature = "cuda")]
@@ -215,14 +276,21 @@ impl Linears {
 ///
 /// - `xs`: each `[.., in_i]`, equal in all but the last dimension; the `in_i` add up to the layer's input features
 pub fn linear_cat<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear) -> Tensor<D> {
-    dense(xs, layer, Activation::Identity)
+    dense(&xs.into_iter().map(Input::from).collect::<Vec<_>>(), layer, Activation::Identity)
 }
 
-fn dense<const D: usize>(xs: Vec<Tensor<D>>, layer: &Linear, act: Activation) -> Tensor<D> {
+fn dense<const D: usize>(xs: &[Input<D>], layer: &Linear, act: Activation) -> Tensor<D> {
+    let rows = || xs.iter().map(Input::rows).collect::<Vec<_>>();
     let weight = match &layer.weight {
-        Weight::Panels(panels) => return cpu::dense(&xs, panels, layer.bias.as_ref(), act),
+        Weight::Panels(panels) => return cpu::dense(&rows(), panels, layer.bias.as_ref(), act),
+        #[cfg(feature = "cuda")]
+        Weight::Fp8(weight) => {
+            let y = Input::fp8(xs).and_then(|x| cuda::dense_fp8(&x, weight, layer.bias.as_ref(), act));
+            return y.expect("rows in the weight's first precision and on its device");
+        }
         Weight::Rows(weight) => weight,
     };
+    let xs = rows();
     choose!(
         weight,
         cpu: None,

@@ -18,6 +18,7 @@ mod conv;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod input;
 mod linear;
 mod norm;
 mod rope;
@@ -27,8 +28,9 @@ mod types;
 pub use attention::{
     QkvOf, attention, attention_into, cat_tokens, joint_qkv, merge_attended, merge_heads, split_heads,
 };
-pub use choose::is_gpu;
+pub use choose::{QuantizationError, check_quantization, is_gpu};
 pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
+pub use input::Input;
 pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::norm_rope;

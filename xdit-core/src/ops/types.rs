@@ -1,6 +1,11 @@
 //! What operations take and return beside tensors: kernels see nothing else of [`super`].
 
+#[cfg(feature = "cuda")]
+use burn::tensor::DType;
 use burn::tensor::Tensor;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::raw::DeviceTensor;
 
 /// What follows a dense layer, fused into it where the device can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +62,46 @@ pub struct RopeTable {
     pub sin: Tensor<2>,
 }
 
+/// Rows of e4m3 numbers, each to be multiplied by a scale of its own.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone)]
+pub struct Fp8 {
+    /// `[.., d]`, densely packed
+    pub numbers: DeviceTensor,
+    /// `[rows]`, f32
+    pub scales: DeviceTensor,
+    /// The precision of what they were made of, and of what is made of them.
+    pub dtype: DType,
+}
+
+#[cfg(feature = "cuda")]
+impl Fp8 {
+    /// Not yet written.
+    ///
+    /// - `like`: something on the same device
+    pub fn empty(like: &DeviceTensor, dims: &[usize], dtype: DType) -> Self {
+        let rows = dims[..dims.len() - 1].iter().product();
+        Self { numbers: like.empty(dims, DType::U8), scales: like.empty(&[rows], DType::F32), dtype }
+    }
+}
+
+/// What a dense layer's product is of, on an NVIDIA GPU.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "on its way to a product, not kept")]
+pub enum Factors<'a> {
+    /// Tokens, `[batch, tokens, in]`, and a weight, `[out, in]`, in one precision.
+    Plain(Tensor<3>, &'a Tensor<2>),
+    /// The same in FP8.
+    Fp8(Fp8, &'a Fp8),
+}
+
 /// A stream's part in queries, keys and values, its layers' weights as one.
 #[cfg(feature = "cuda")]
 #[derive(Debug)]
 pub struct QkvPart<'a> {
-    /// `[batch, tokens, in]`
-    pub x: Tensor<3>,
-    /// `[3 heads head_dim, in]`
-    pub weight: &'a Tensor<2>,
+    /// Its tokens, and the weight `[3 heads head_dim, in]`.
+    pub factors: Factors<'a>,
     /// `[3 heads head_dim]`
     pub bias: Option<&'a Tensor<1>>,
     /// Of the queries' heads, and of the keys'.

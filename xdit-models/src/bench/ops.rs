@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Distribution, ExecutionError, FloatDType, Tensor};
+use xdit_core::checkpoint::Quantization;
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{Linear, attention};
 
@@ -93,17 +94,31 @@ impl Op {
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
+    /// Whether it has a weight that is kept so.
+    pub fn quantises(&self, kind: Quantization) -> bool {
+        matches!(*self, Self::Linear { k, n, .. } if kind.serves([n, k]))
+    }
+
     /// Measures it with random numbers: batches of launches, after each of which the device is waited for.
+    ///
+    /// - `quantization`: of its weight, where it [has](Self::quantises) such a one and so does the device
     ///
     /// # Errors
     /// What the device says.
-    pub fn time(&self, device: &Device, dtype: FloatDType) -> Result<Rate, ExecutionError> {
+    pub fn time(
+        &self,
+        device: &Device,
+        dtype: FloatDType,
+        quantization: Option<Quantization>,
+    ) -> Result<Rate, ExecutionError> {
         let options = || (device, DType::from(dtype));
         let unit = Distribution::Normal(0.0, 1.0);
         match *self {
             Self::Linear { m, k, n } => {
                 let weight = Tensor::<2>::random([n, k], unit, options());
-                let layer = Linear::new(weight, Some(Tensor::<1>::zeros([n], options())));
+                let bias = Some(Tensor::<1>::zeros([n], options()));
+                let layer = quantization.and_then(|kind| Linear::quantised(&weight, bias.clone(), kind));
+                let layer = layer.unwrap_or_else(|| Linear::new(weight, bias));
                 let x = Tensor::<2>::random([m, k], unit, options());
                 rate(device, || layer.forward(x.clone()))
             }
@@ -152,8 +167,10 @@ mod tests {
         assert_eq!((attention.flops() / 1e9).round(), 261.0);
         assert_eq!(Op::square(usize::MAX).bytes(4), u64::MAX);
         for op in [Op::square(32), Op::Attention { heads: 2, queries: 5, keys: 7, head_dim: 8 }] {
-            let rate = op.time(&Device::flex(), FloatDType::F32).expect("a rate");
+            let rate = op.time(&Device::flex(), FloatDType::F32, None).expect("a rate");
             assert!(rate.best > 0.0 && rate.median >= rate.best, "{rate:?}");
         }
+        assert!(Op::square(32).quantises(Quantization::Fp8));
+        assert!(!linear.quantises(Quantization::Fp8) && !attention.quantises(Quantization::Fp8));
     }
 }

@@ -310,7 +310,7 @@ impl SingleBlock {
             None => (x.img, ctx.positions.img_rope()),
         };
         let y = m.norm(x.clone(), EPS);
-        let [to_attn, to_mlp] = ops::side_by_side(&y, [self.proj_out.d_out(), self.proj_mlp.d_out()]);
+        let [to_attn, to_mlp] = ops::side_by_side(&x, [self.proj_out.d_out(), self.proj_mlp.d_out()]);
         let qkv = self.attn.forward(y.clone(), rope.as_ref()).into_place(to_attn);
         let attn = ctx.attn.joint(site, qkv, n_txt)?;
         let mlp = self.proj_mlp.forward_into(y, Activation::GeluTanh, to_mlp);

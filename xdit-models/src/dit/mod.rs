@@ -16,8 +16,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{Cond, DitSpec, Qkv, TokenGrid};
 use xdit_core::ops::{
-    self, Activation, HeadNorm, LayerNorm, Linear, Linears, QkvOf, RopeTable, joint_qkv, merge_heads, modulated_norm,
-    norm_rope, split_heads,
+    self, Activation, HeadNorm, Input, LayerNorm, Linear, Linears, QkvOf, RopeTable, joint_qkv, merge_heads,
+    modulated_norm, norm_rope, split_heads,
 };
 
 /// Added to variances, everywhere in these models.
@@ -95,7 +95,7 @@ impl FeedForward {
     }
 
     /// With `gelu-approximate`, which all these models take.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    pub fn forward(&self, x: impl Into<Input<3>>) -> Tensor<3> {
         self.out.forward(self.proj.forward_act(x, Activation::GeluTanh))
     }
 
@@ -114,9 +114,10 @@ pub struct Ada {
 }
 
 impl Ada {
-    /// Reads the layer at the loader's place.
+    /// Reads the layer at the loader's place. It is never quantised: all steps together take no time, and what it says counts
+    /// for every token.
     pub fn load(loader: &Loader<'_>, [d, width]: [usize; 2], slot: usize) -> Result<Self, LoadError> {
-        Ok(Self { linear: Linear::load(loader, d, width)?, slot })
+        Ok(Self { linear: Linear::load(&loader.clone().quantised(None), d, width)?, slot })
     }
 
     /// `[batch, width]`, as [`modulate`] has computed it.
@@ -288,20 +289,20 @@ impl QkvWeights {
     }
 
     /// - `x`: `[batch, tokens, d_model]`, normalised
-    pub fn forward(&self, x: Tensor<3>, rope: Option<&RopeTable>) -> Qkv {
+    pub fn forward(&self, x: impl Into<Input<3>>, rope: Option<&RopeTable>) -> Qkv {
         Qkv::new(joint_qkv(vec![self.of(x, rope)], self.n_heads))
     }
 
     /// Of a text and an image as one sequence, the text first, and the number of its text tokens.
-    pub fn joint(&self, img: Tensor<3>, rope: Option<&RopeTable>, txt: Option<QkvOf<'_>>) -> (Qkv, usize) {
+    pub fn joint(&self, img: impl Into<Input<3>>, rope: Option<&RopeTable>, txt: Option<QkvOf<'_>>) -> (Qkv, usize) {
         let n_txt = txt.as_ref().map_or(0, |txt| txt.x.dims()[1]);
         let streams = txt.into_iter().chain([self.of(img, rope)]).collect();
         (Qkv::new(joint_qkv(streams, self.n_heads)), n_txt)
     }
 
     /// What they are made of.
-    pub fn of<'a>(&'a self, x: Tensor<3>, rope: Option<&'a RopeTable>) -> QkvOf<'a> {
-        QkvOf { x, layers: &self.qkv, norm_q: &self.norm_q, norm_k: &self.norm_k, rope }
+    pub fn of<'a>(&'a self, x: impl Into<Input<3>>, rope: Option<&'a RopeTable>) -> QkvOf<'a> {
+        QkvOf { x: x.into(), layers: &self.qkv, norm_q: &self.norm_q, norm_k: &self.norm_k, rope }
     }
 }
 

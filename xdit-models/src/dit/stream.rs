@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use xdit_core::checkpoint::{LoadError, Loader};
 use xdit_core::dit::{Cond, Qkv};
-use xdit_core::ops::{Linear, QkvOf, RopeTable, gated_residual, modulated_norm, narrow};
+use xdit_core::ops::{Input, Linear, QkvOf, RopeTable, gated_residual, narrow};
 
 use crate::dit::{Ada, EPS, FeedForward, Heads, QkvWeights, project_heads};
 
@@ -30,8 +30,8 @@ impl Modulation {
     }
 
     /// What the part is given.
-    pub fn norm(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
-        modulated_norm(x, self.shift.clone(), self.scale.clone(), eps)
+    pub fn norm(&self, x: Tensor<3>, eps: f64) -> Input<3> {
+        Input::modulated_norm(x, self.shift.clone(), self.scale.clone(), eps)
     }
 
     /// The stream `x` with what the part makes of it.

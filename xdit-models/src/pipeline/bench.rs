@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{Device, FloatDType};
+use xdit_core::checkpoint::Quantization;
 use xdit_core::engine::{Halt, Reason};
 use xdit_core::observer::{Observer, Phase};
 
@@ -129,8 +130,8 @@ impl Pipeline {
             output: OutputType::Latent,
             settings: settings.clone(),
         };
-        let dtype = self.components.options.dtype;
-        let job = Bench { pictures, text, guided: guidance.guided, dtype, runs, started };
+        let (dtype, quantization) = (self.components.options.dtype, self.components.options.gemm_quantization);
+        let job = Bench { pictures, text, guided: guidance.guided, dtype, quantization, runs, started };
         let Taken { seconds, square, device_bytes } = self.measure(job, observer)?;
         let devices: BTreeSet<usize> = self.workers.ranks().iter().map(|(_, slot)| *slot).collect();
         Ok(Measured {
@@ -175,6 +176,7 @@ struct Bench {
     text: TextSizes,
     guided: bool,
     dtype: FloatDType,
+    quantization: Option<Quantization>,
     runs: Runs,
     /// When loading began.
     started: Instant,
@@ -212,7 +214,8 @@ impl Bench {
         }
         if worker.world.rank() == 0 {
             let side = SQUARE[usize::from(device == Device::flex())];
-            let rate = Op::square(side).time(&device, self.dtype).map_err(|error| lost(&error))?;
+            let rate = Op::square(side).time(&device, self.dtype, self.quantization);
+            let rate = rate.map_err(|error| lost(&error))?;
             let device_bytes = device.memory_pool_usage().map(|usage| usage.bytes_reserved);
             desk.hand_over(Taken { seconds, square: (Op::square(side), rate), device_bytes });
         }

@@ -366,8 +366,10 @@ impl Components {
     ) -> Result<(Box<dyn Dit>, u64), PipelineError> {
         // other stages' blocks are theirs to miss
         let ignore = [ignore, if blocks == ALL_BLOCKS { &[] } else { &["blocks."] }].concat();
-        let (dit, n_bytes) =
-            self.load_counted("transformer", device, &ignore, observer, |loader| build(loader, blocks))?;
+        let (dit, n_bytes) = self.load_counted("transformer", device, &ignore, observer, |loader| {
+            let loader = loader.clone().quantised(self.options.gemm_quantization);
+            build(&loader, blocks)
+        })?;
         Ok((Box::new(dit), n_bytes))
     }
 

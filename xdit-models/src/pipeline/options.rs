@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
+use xdit_core::checkpoint::Quantization;
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::stages::PipeFusion;
 
@@ -49,6 +50,8 @@ impl ModelSource {
 pub struct Options {
     /// Precision of weights and activations; norms, softmax, samplers and latents are f32 in any case.
     pub dtype: FloatDType,
+    /// How the dense layers of the transformer's blocks are kept and multiplied, if not in this precision.
+    pub gemm_quantization: Option<Quantization>,
     /// The checkpoint's variant, such as `fp16`.
     pub variant: Option<String>,
     /// How many ranks share a request, and how.
@@ -63,6 +66,6 @@ impl Options {
     /// For one rank.
     pub fn new(dtype: FloatDType) -> Self {
         let (parallel, pipefusion) = (ParallelConfig::default(), PipeFusion::default());
-        Self { dtype, variant: None, parallel, pipefusion, keep_encoders: false }
+        Self { dtype, gemm_quantization: None, variant: None, parallel, pipefusion, keep_encoders: false }
     }
 }

@@ -81,7 +81,7 @@ pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Opt
     enqueue([&x.x, &weight, &bias, added], [&out.x], move |gpu, [x, weight, bias, residual], [out]| {
         let maps = Maps { x, weight, bias, residual: if has_residual { residual } else { 0 }, out };
         if k == 1 && !has_residual {
-            let operands = Operands { x, weight, bias, added: out, out };
+            let operands = Operands { x, weight, bias, scales: [0; 2], added: out, out };
             let product = pointwise(&convolution, operands.alignment());
             // SAFETY: the tensors hold what the product says
             return unsafe { gpu.product(&product, operands) };
@@ -112,6 +112,7 @@ fn pointwise(convolution: &Convolution, alignment: u32) -> Product {
         batch: 1,
         batch_strides: [0; 3],
         kind,
+        fp8: false,
         has_bias: true,
         gelu: false,
         adds: false,

@@ -24,16 +24,16 @@ pub fn packed(weight: &Tensor<2>) -> Option<Tensor<2>> {
 
 /// The rows of a tensor `[.., d]`: so many batches of so many rows, each with one stride.
 #[derive(Debug, Clone, Copy)]
-struct Rows {
-    batch: usize,
-    n: usize,
-    batch_stride: usize,
-    stride: usize,
+pub(super) struct Rows {
+    pub(super) batch: usize,
+    pub(super) n: usize,
+    pub(super) batch_stride: usize,
+    pub(super) stride: usize,
 }
 
 impl Rows {
     /// `None` where the rows lie otherwise.
-    fn of(x: &DeviceTensor) -> Option<Self> {
+    pub(super) fn of(x: &DeviceTensor) -> Option<Self> {
         let (dims, strides) = (x.dims(), x.strides());
         let last = dims.len() - 1;
         let d = dims[last];
@@ -171,6 +171,7 @@ pub fn dense_into(
             batch,
             batch_strides: [from.batch_stride, to.batch_stride, onto.batch_stride],
             kind,
+            fp8: false,
             has_bias,
             gelu,
             adds,
@@ -181,7 +182,7 @@ pub fn dense_into(
         let reads = [&x, &weight, bias.unwrap_or(&weight), added];
         enqueue(reads, [out], move |gpu, [x, weight, bias, added], [out]| {
             let bias = if has_bias { bias } else { 0 };
-            let operands = Operands { x, weight: weight + skip, bias, added, out };
+            let operands = Operands { x, weight: weight + skip, bias, scales: [0; 2], added, out };
             let product = Product { alignment: operands.alignment(), ..product };
             // SAFETY: the tensors hold what the product says
             unsafe { gpu.product(&product, operands) }

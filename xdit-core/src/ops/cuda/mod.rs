@@ -10,6 +10,7 @@ mod attention;
 mod conv;
 mod conv_kernels;
 mod dense;
+mod fp8;
 mod group_norm;
 mod joint;
 mod pixels;
@@ -25,11 +26,13 @@ use crate::cuda::raw::DeviceTensor;
 pub(super) use attention::attention;
 pub(super) use conv::{arranged_conv, conv2d};
 pub(super) use dense::{dense, dense_beside, dense_onto, packed};
+pub(super) use fp8::{dense_fp8, fp8, fp8_weight, joined_fp8};
 pub(super) use group_norm::group_norm;
 pub(super) use joint::joint_qkv;
 pub(super) use pixels::upsample_nearest_2x;
 pub(super) use rows::{
-    activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, norm_rope, rms_norm,
+    activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, modulated_norm_fp8, norm_rope,
+    rms_norm,
 };
 pub(super) use views::{cat, merge_heads, narrow, side_by_side, split_heads};
 

@@ -2,6 +2,15 @@
 // activations. All of it waits for memory, so each reads its operands once, 16 bytes a thread, and writes once. Sums are
 // f32 and are taken in an order that depends on the row's length alone: a row has the same bits among any others.
 
+
+// What no kernel that is asked for depends on.
+#ifndef VECTORS
+#define VECTORS 1
+#endif
+#ifndef GROUP
+#define GROUP 8
+#endif
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
@@ -16,12 +25,71 @@ __device__ __forceinline__ void stay_packed(Eight (&packed)[VECTORS]) {
 #endif
 }
 
+// --------------------------------------------------------------------------------------------- rows in e4m3
+#ifdef FP8
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
+  return x;
+}
+// What brings a row's largest number to e4m3's largest; the scale undoes it. A row of zeros stays one.
+__device__ __forceinline__ float e4m3_factor(float largest, float* scale, bool writes) {
+  largest = fmaxf(largest, 1e-30f);
+  if (writes) *scale = largest / 448.f;
+  return 448.f / largest;
+}
+__device__ __forceinline__ u32 four_e4m3(const float* x, float by) {
+  u16 low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(x[1] * by), "f"(x[0] * by));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x[3] * by), "f"(x[2] * by));
+  return (u32)low | ((u32)high << 16);
+}
+__device__ __forceinline__ void store8_e4m3(u8* to, const float (&x)[8], float by) {
+  *(uint2*)to = make_uint2(four_e4m3(x, by), four_e4m3(x + 4, by));
+}
+// Rows of [batch, tokens, d_a], those of [batch, tokens, d_b] beside them, by strides, to densely packed ones; a block a row,
+// VECTORS of 8 numbers a thread.
+extern "C" __global__ void __launch_bounds__(1024) quantise_rows(const T* a, const T* b, u8* y, float* scales, int tokens, int d_a,
+    int d_b, i64 a_batch, i64 a_token, i64 b_batch, i64 b_token) {
+  __shared__ float shared[32];
+  const int row = blockIdx.x, batch = row / tokens, token = row % tokens, n = (d_a + d_b) / 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+  a += batch * a_batch + token * a_token;
+  b += batch * b_batch + token * b_token - d_a;
+  y += (i64)row * 8 * n;
+  float v[VECTORS][8], largest = 0.f;
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const int at = threadIdx.x + i * blockDim.x;
+    if (at >= n) continue;
+    load8((8 * at < d_a ? a : b) + 8 * at, v[i]);
+#pragma unroll
+    for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(v[i][j]));
+  }
+  largest = warp_max(largest);
+  if (lane == 0) shared[warp] = largest;
+  __syncthreads();
+  largest = warp_max(lane < n_warps ? shared[lane] : 0.f);
+  const float by = e4m3_factor(largest, scales + row, threadIdx.x == 0);
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const int at = threadIdx.x + i * blockDim.x;
+    if (at < n) store8_e4m3(y + 8 * at, v[i], by);
+  }
+}
+typedef u8 Normed;
+#else
+typedef T Normed;
+#endif
+
 // y = normalised(x) * (one + scale) + shift, a warp a row of d numbers: no thread waits for another warp's, and so many rows
 // are on their way at once that memory is never idle.
 // RMS: divided by the root of the mean square, without subtracting the mean.
 // x: rows of [batch, tokens, d]; scale, shift: a row for each batch entry, or the same for all (stride 0), or none (0).
-extern "C" __global__ void __launch_bounds__(128, VECTORS <= 8 ? 6 : VECTORS <= 12 ? 4 : 3) row_norm(const T* x, const T* scale, const T* shift, T* y,
-    int rows, int tokens, int d, i64 x_batch, i64 x_token, i64 scale_batch, i64 shift_batch, float one, float eps, int rms) {
+// With -DFP8 the rounded result goes into e4m3, and `scales` gets each row's.
+extern "C" __global__ void __launch_bounds__(128, VECTORS <= 8 ? 6 : VECTORS <= 12 ? 4 : 3) row_norm(const T* x, const T* scale, const T* shift,
+    Normed* y, float* scales, int rows, int tokens, int d, i64 x_batch, i64 x_token, i64 scale_batch, i64 shift_batch, float one,
+    float eps, int rms) {
   const int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, batch = row / tokens;
   if (row >= rows) return;
   x += batch * x_batch + (row % tokens) * x_token;
@@ -55,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(128, VECTORS <= 8 ? 6 : VECTORS <= 
     for (int j = 0; j < 8; j++) squares += (v[j] - mean) * (v[j] - mean);
   }
   const float inverse = rsqrtf(warp_sum(squares) / d + eps);
+  float largest = 0.f;                                  // of FP8
   stay_packed(packed);
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
@@ -66,8 +135,23 @@ extern "C" __global__ void __launch_bounds__(128, VECTORS <= 8 ? 6 : VECTORS <= 
     if (shift) load8(shift + 8 * at, b);
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = (v[j] - mean) * inverse * (scale ? one + a[j] : 1.f) + (shift ? b[j] : 0.f);
+#ifdef FP8
+#pragma unroll
+    for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(v[j]));
+    packed[i] = pack8(v);
+#else
     store8(y + 8 * at, v);
+#endif
   }
+#ifdef FP8
+  const float by = e4m3_factor(widen(narrow(warp_max(largest))), scales + row, lane == 0);
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    float v[8];
+    widen8(packed[i], v);
+    if (lane + 32 * i < n) store8_e4m3(y + 8 * (lane + 32 * i), v, by);
+  }
+#endif
 }
 
 // Queries and keys, or either: each head normalised, then its pairs of channels turned. A block a token, so that its angles

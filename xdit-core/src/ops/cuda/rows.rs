@@ -4,18 +4,19 @@
 use burn::tensor::{DType, Tensor};
 
 use super::{kernel, readable};
-use crate::cuda::gpu::{Grid, args};
+use crate::cuda::gpu::{Gpu, Grid, args};
 use crate::cuda::kernels::{Kernel, Source};
 use crate::cuda::raw::{DeviceTensor, enqueue};
-use crate::ops::types::{Activation, Attended, HeadNorm, RopeTable};
+use crate::ops::types::{Activation, Attended, Fp8, HeadNorm, RopeTable};
 
 static SOURCE: Source = Source { name: "rows", code: include_str!("rows.cu") };
 
 /// Vectors of 8 numbers of a row that a thread of a norm's warp holds at most: what fits into its registers.
 const MAX_VECTORS: usize = 24;
 
-fn rows_kernel(name: &'static str, dtype: DType, vectors: usize, group: usize) -> Kernel {
-    kernel(&SOURCE, name, dtype, &format!("-DVECTORS={vectors} -DGROUP={group}"))
+/// - `defines`: those that the kernel asks for
+pub fn rows_kernel(name: &'static str, dtype: DType, defines: &str) -> Kernel {
+    kernel(&SOURCE, name, dtype, defines)
 }
 
 fn blocks(n: usize, of: usize) -> [u32; 3] {
@@ -37,16 +38,23 @@ fn batch_stride(x: &DeviceTensor) -> i64 {
     if dims.len() == 1 || dims[0] == 1 { 0 } else { strides[0] as i64 }
 }
 
-/// - `x`: `[batch, tokens, d]`
-fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor> {
+/// - `x`, `out`: `[batch, tokens, d]`
+/// - `scales`: of the rows, where `out` is e4m3
+fn norm_into(
+    x: &DeviceTensor,
+    affine: &Affine<'_>,
+    eps: f64,
+    out: &DeviceTensor,
+    scales: Option<&DeviceTensor>,
+) -> Option<()> {
     let (dims, strides) = (x.dims(), x.strides());
     let [b, n, d] = dims[..] else { return None };
     let vectors = (d / 8).div_ceil(32);
     if vectors > MAX_VECTORS || [affine.scale, affine.shift].iter().flatten().any(|v| v.dtype() != x.dtype()) {
         return None;
     }
-    let out = x.empty(&dims, x.dtype());
-    let kernel = rows_kernel("row_norm", x.dtype(), vectors, 8);
+    let fp8 = if scales.is_some() { " -DFP8" } else { "" };
+    let kernel = rows_kernel("row_norm", x.dtype(), &format!("-DVECTORS={vectors}{fp8}"));
     let rows = b * n;
     let grid = Grid { blocks: blocks(rows, 4), threads: 128, shared: 0 };
     let has = [affine.scale.is_some(), affine.shift.is_some()];
@@ -54,20 +62,32 @@ fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor>
     let vector_strides = [affine.scale, affine.shift].map(|v| v.map_or(0, batch_stride));
     let (one, eps, rms) = (affine.one, eps as f32, i32::from(affine.rms));
     let (scale, shift) = (affine.scale.unwrap_or(x), affine.shift.unwrap_or(x));
-    enqueue([x, scale, shift], [&out], move |gpu, [x, scale, shift], [y]| {
+    let launch = move |gpu: &mut Gpu, [x, scale, shift]: [u64; 3], y: u64, scales: u64| {
         let (scale, shift) = (if has[0] { scale } else { 0 }, if has[1] { shift } else { 0 });
         let (rows, n, d) = (rows as i32, n as i32, d as i32);
         let [x_batch, x_token] = strides;
         let [scale_batch, shift_batch] = vector_strides;
-        let params = args!(x, scale, shift, y, rows, n, d, x_batch, x_token, scale_batch, shift_batch, one, eps, rms);
+        let params =
+            args!(x, scale, shift, y, scales, rows, n, d, x_batch, x_token, scale_batch, shift_batch, one, eps, rms);
         // SAFETY: `row_norm`'s parameters; the tensors hold what the sizes say
         unsafe { gpu.launch(&kernel, grid, &params) }
-    });
+    };
+    let reads = [x, scale, shift];
+    match scales {
+        Some(scales) => enqueue(reads, [out, scales], move |gpu, reads, [y, scales]| launch(gpu, reads, y, scales)),
+        None => enqueue(reads, [out], move |gpu, reads, [y]| launch(gpu, reads, y, 0)),
+    }
+    Some(())
+}
+
+fn norm(x: &DeviceTensor, affine: &Affine<'_>, eps: f64) -> Option<DeviceTensor> {
+    let out = x.empty(&x.dims(), x.dtype());
+    norm_into(x, affine, eps, &out, None)?;
     Some(out)
 }
 
 /// `[.., d]` as `[1, rows, d]` or as `[batch, tokens, d]`.
-fn as_rows<const D: usize>(x: &Tensor<D>) -> Option<DeviceTensor> {
+pub fn as_rows<const D: usize>(x: &Tensor<D>) -> Option<DeviceTensor> {
     let x = readable(x)?;
     let (dims, strides) = (x.dims(), x.strides());
     let d = dims[D - 1];
@@ -93,6 +113,19 @@ pub fn modulated_norm(x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: 
     let (x, shift, scale) = (readable(x)?, readable(shift)?, readable(scale)?);
     let affine = Affine { scale: Some(&scale), shift: Some(&shift), one: 1.0, rms: false };
     Some(norm(&x, &affine, eps)?.tensor())
+}
+
+/// The same in FP8.
+pub fn modulated_norm_fp8(x: &Tensor<3>, shift: &Tensor<2>, scale: &Tensor<2>, eps: f64) -> Option<Fp8> {
+    let (dims, dtype) = (x.dims(), x.dtype());
+    let out = Fp8::empty(&DeviceTensor::of(x)?, &dims, dtype);
+    if dims.contains(&0) {
+        return Some(out);
+    }
+    let (x, shift, scale) = (readable(x)?, readable(shift)?, readable(scale)?);
+    let affine = Affine { scale: Some(&scale), shift: Some(&shift), one: 1.0, rms: false };
+    norm_into(&x, &affine, eps, &out.numbers, Some(&out.scales))?;
+    Some(out)
 }
 
 pub fn layer_norm<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Option<Tensor<D>> {
@@ -167,7 +200,7 @@ pub fn norm_rope_into<const N: usize>(
         None => None,
     };
     let group = (d / 8).next_power_of_two();
-    let kernel = rows_kernel("head_norm_rope", x.dtype(), 1, group);
+    let kernel = rows_kernel("head_norm_rope", x.dtype(), &format!("-DGROUP={group}"));
     // as many heads at a time as 256 threads have room for, in equal rounds
     let rounds = (h * group).div_ceil(256);
     let threads = (h.div_ceil(rounds) * group).next_multiple_of(32) as u32;
@@ -208,7 +241,7 @@ pub fn gated_residual(x: &Tensor<3>, gate: &Tensor<2>, y: &Tensor<3>) -> Option<
         return None;
     }
     let out = x.empty(&dims, x.dtype());
-    let kernel = rows_kernel("gated_residual", x.dtype(), 1, 8);
+    let kernel = rows_kernel("gated_residual", x.dtype(), "");
     let [b, n, d] = dims;
     let vectors = b * n * d / 8;
     let grid = Grid { blocks: blocks(vectors, 256), threads: 256, shared: 0 };
@@ -241,7 +274,7 @@ pub fn activate(x: &DeviceTensor, value: Option<&DeviceTensor>, act: Activation)
     let dims = x.dims();
     let n: usize = dims.iter().product();
     let out = x.empty(&dims, x.dtype());
-    let kernel = rows_kernel("activate", x.dtype(), 1, 8);
+    let kernel = rows_kernel("activate", x.dtype(), "");
     let grid = Grid { blocks: blocks(n.div_ceil(8).max(1), 256), threads: 256, shared: 0 };
     let has_value = value.is_some();
     let which = match act {
@@ -272,7 +305,7 @@ pub fn merge_attended(a: &Attended, b: &Attended) -> Option<Attended> {
         return None;
     }
     let (out, lse) = (a_out.empty(&[batch, n, h, d], DType::F32), a_out.empty(&[batch, h, n], DType::F32));
-    let kernel = rows_kernel("merge_attended", dtype, 1, 8);
+    let kernel = rows_kernel("merge_attended", dtype, "");
     let rows = batch * h * n;
     let grid = Grid { blocks: blocks(rows, 8), threads: 256, shared: 0 };
     let (sa, sb) = (a_out.strides(), b_out.strides());

@@ -84,7 +84,7 @@ pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> Opt
 }
 
 /// Copies `part` to where `out` has its numbers from `at` on along `dim`.
-fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
+pub(super) fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
     // a row: what lies without gaps in both; one more dimension may have gaps, those before are taken one by one
     let rows_within = |x: &DeviceTensor| {
         let (dims, strides) = (x.dims(), x.strides());

@@ -108,13 +108,14 @@ fn attend(gpu: &mut Gpu, wide: &Wide, head: Head, between: Between) -> Result<()
             batch: 1,
             batch_strides: [0; 3],
             kind: wide.kind,
+            fp8: false,
             has_bias: false,
             gelu: false,
             adds: false,
             out_is_f32,
             alignment: operands.alignment(),
         };
-        let operands = Operands { x: q, weight: head.k, bias: 0, added: scores, out: scores };
+        let operands = Operands { x: q, weight: head.k, bias: 0, scales: [0; 2], added: scores, out: scores };
         // SAFETY: the rows of the queries and keys are there, and `scores` has room for them
         unsafe { gpu.product(&product(d, n_keys, [q_token, k_token, wide.stride], true, operands), operands)? };
         let lse = head.lse + (first * 4) as u64;
@@ -123,7 +124,7 @@ fn attend(gpu: &mut Gpu, wide: &Wide, head: Head, between: Between) -> Result<()
         // SAFETY: `softmax`'s parameters; scores and weights have the same rows
         unsafe { gpu.launch(&softmax, grid(m, 1), &params)? };
         let out = head.out + (first * out_token * size) as u64;
-        let operands = Operands { x: weights, weight: turned, bias: 0, added: out, out };
+        let operands = Operands { x: weights, weight: turned, bias: 0, scales: [0; 2], added: out, out };
         let strides = [wide.stride, wide.stride, out_token];
         // SAFETY: the weights of the queries and the turned values are there
         unsafe { gpu.product(&product(n_keys, d, strides, false, operands), operands)? };
