@@ -1,7 +1,7 @@
 //! DeepSpeed-Ulysses (arXiv 2309.14509): every rank trades its share of the tokens for a share of the heads.
 
 use burn::tensor::Tensor;
-use xdit_core::comm::{CommError, Communicator, Stats, even_sizes};
+use xdit_core::comm::{CommError, Communicator, Span, Stats, even_sizes};
 use xdit_core::dit::{Attention, Pass, Qkv, Site};
 use xdit_core::ops;
 
@@ -59,53 +59,77 @@ impl<A: Attention> Ulysses<A> {
     fn to_heads(&self, x: Tensor<4>, pieces: &Pieces) -> Result<Tensor<4>, CommError> {
         let x = by_token(x);
         let [b, _, n_heads, d] = x.dims();
-        let heads = even_sizes(n_heads, self.comm.size());
-        let mine = heads[self.comm.rank()];
-        let shapes: Vec<_> = pieces.of_rank.iter().map(|sizes| [b, sizes.iter().sum(), mine, d]).collect();
-        let all = self.comm.trade(x.split_with_sizes(heads, 2), &shapes)?;
-        Ok(by_token(pieces.in_order(all)))
+        let (me, heads) = (self.comm.rank(), even_sizes(n_heads, self.comm.size()));
+        let blocks = cut(&x, 2, &heads).map(|x| ops::pieces(x, TOKENS, &pieces.of_rank[me])).collect();
+        let span = |at, n| Span { start: [0, at, 0, 0], shape: [b, n, heads[me], d] };
+        let spans: Vec<Vec<_>> = pieces.places().map(|rank| rank.map(|(at, n)| span(at, n)).collect()).collect();
+        let shape = [b, pieces.total(), heads[me], d];
+        Ok(by_token(self.comm.trade_into(blocks, TOKENS, &spans, shape, None)?))
     }
 
     /// The way back. Tokens are cut as evenly as the engine cuts them.
     ///
     /// - `n_heads`: of all ranks
-    fn to_tokens(&self, x: Tensor<4>, n_heads: usize, pieces: &Pieces) -> Result<Tensor<4>, CommError> {
+    /// - `place`: see [`Qkv`]
+    fn to_tokens(
+        &self,
+        x: Tensor<4>,
+        n_heads: usize,
+        pieces: &Pieces,
+        place: Option<Tensor<3>>,
+    ) -> Result<Tensor<4>, CommError> {
         let x = by_token(x);
         let [b, _, _, d] = x.dims();
-        let mine = pieces.of_rank[self.comm.rank()].iter().sum();
         let heads = even_sizes(n_heads, self.comm.size());
-        let shapes: Vec<_> = heads.iter().map(|heads| [b, mine, *heads, d]).collect();
-        Ok(by_token(Tensor::cat(self.comm.trade(pieces.by_rank(&x), &shapes)?, 2)))
+        let mine = &pieces.of_rank[self.comm.rank()];
+        let n: usize = mine.iter().sum();
+        let block = |(at, n): (usize, usize)| ops::narrow(&x, TOKENS, at..at + n);
+        let blocks: Vec<Vec<_>> =
+            pieces.places().map(|rank| rank.filter(|(_, n)| *n > 0).map(block).collect()).collect();
+        let spans = |(first, heads): (usize, usize)| {
+            let span = move |(at, n)| Span { start: [0, at, first, 0], shape: [b, n, heads, d] };
+            one_after_the_other(mine).map(span).collect()
+        };
+        let spans: Vec<Vec<_>> = one_after_the_other(&heads).map(spans).collect();
+        let place = place.map(|place| by_token(ops::split_heads(place, n_heads)));
+        Ok(by_token(self.comm.trade_into(blocks, TOKENS, &spans, [b, n, n_heads, d], place)?))
     }
 }
 
 impl Pieces {
-    /// Every rank's sequence as one: all ranks' first pieces, then their second ones, and so on.
-    ///
-    /// - `all`: by rank, `[batch, tokens, heads, d]`
-    fn in_order(&self, all: Vec<Tensor<4>>) -> Tensor<4> {
-        if self.of_rank[0].len() == 1 {
-            return Tensor::cat(all, 1);
-        }
-        let cut = |(x, sizes): (Tensor<4>, &Vec<usize>)| x.split_with_sizes(sizes.clone(), 1);
-        let all: Vec<Vec<Tensor<4>>> = all.into_iter().zip(&self.of_rank).map(cut).collect();
-        let piece = |i: usize| all.iter().map(move |pieces| pieces[i].clone());
-        Tensor::cat((0..self.of_rank[0].len()).flat_map(piece).collect(), 1)
+    /// Tokens of all ranks.
+    fn total(&self) -> usize {
+        self.of_rank.iter().flatten().sum()
     }
 
-    /// Each rank's sequence out of all ranks' as one.
-    ///
-    /// - `x`: `[batch, tokens, heads, d]`
-    fn by_rank(&self, x: &Tensor<4>) -> Vec<Tensor<4>> {
-        let (mut at, mut out) = (0, vec![Vec::new(); self.of_rank.len()]);
-        for piece in 0..self.of_rank[0].len() {
-            for (sizes, out) in self.of_rank.iter().zip(&mut out) {
-                out.push(x.clone().narrow(1, at, sizes[piece]));
-                at += sizes[piece];
-            }
-        }
-        out.into_iter().map(|pieces| ops::cat(pieces, 1)).collect()
+    /// By rank, where its pieces begin in the sequence of all, and how long they are: all ranks' first pieces, then their
+    /// second ones, and so on.
+    fn places(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, usize)>> {
+        let before = |rank: usize, piece: usize| {
+            let earlier: usize = self.of_rank.iter().map(|sizes| sizes[..piece].iter().sum::<usize>()).sum();
+            earlier + self.of_rank[..rank].iter().map(|sizes| sizes[piece]).sum::<usize>()
+        };
+        self.of_rank
+            .iter()
+            .enumerate()
+            .map(move |(rank, sizes)| sizes.iter().enumerate().map(move |(piece, n)| (before(rank, piece), *n)))
     }
+}
+
+/// The dimension of the tokens, as they travel.
+const TOKENS: usize = 1;
+
+/// Where pieces of these sizes begin, and the sizes.
+fn one_after_the_other(sizes: &[usize]) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let mut at = 0;
+    sizes.iter().map(move |n| {
+        at += n;
+        (at - n, *n)
+    })
+}
+
+fn cut<'a>(x: &'a Tensor<4>, dim: usize, sizes: &'a [usize]) -> impl Iterator<Item = Tensor<4>> + 'a {
+    one_after_the_other(sizes).map(move |(at, n)| ops::narrow(x, dim, at..at + n))
 }
 
 /// Heads and tokens exchanged, a view. Projections and attention write token by token: cut and joined in that order,
@@ -128,12 +152,12 @@ impl<A: Attention> Attention for Ulysses<A> {
     /// If [`begin`](Attention::begin) has not said who holds how many tokens.
     fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
         let pieces = self.pieces(n_txt > 0);
-        let n_heads = x.q.dims()[1];
+        let (n_heads, place) = (x.q.dims()[1], x.place);
         // three messages: to put them into one would copy all of them once more
         let heads = |x: Tensor<4>| self.to_heads(x, &pieces);
         let x = Qkv::new([heads(x.q)?, heads(x.k)?, heads(x.v)?]);
         let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
         let out = self.inner.joint(site, x, n_txt)?;
-        self.to_tokens(out, n_heads, &pieces)
+        self.to_tokens(out, n_heads, &pieces, place)
     }
 }

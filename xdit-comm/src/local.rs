@@ -1,7 +1,8 @@
 //! Ranks are threads of one process.
 //!
 //! Tensors of Burn are `Send`: a message is a handle that lies in a table of the world until its receiver takes it, and
-//! no element is copied unless ranks have different devices. All that threads wait for is in that table, behind one
+//! no element is copied unless ranks have different devices: NVIDIA GPUs that reach each other's memory fetch it from there, in
+//! the order of their streams, and other devices copy it before a message counts as received. All that threads wait for is in that table, behind one
 //! lock and one condition variable, and the first failure is recorded there: so whoever waits learns of it at once. Those
 //! who wait also watch for signs of life of those whom they wait for, and so need no thread that does.
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use xdit_core::comm::Communicator;
+use xdit_core::comm::{Communicator, reach_each_other};
 
 use rank::Rank;
 use shared::Shared;
@@ -60,8 +61,8 @@ impl World {
     /// The ranks' handles, in rank order.
     pub fn communicators(self) -> Vec<Box<dyn Communicator>> {
         let Self { devices, deadline } = self;
-        let slots = devices.iter().map(|(_, slot)| *slot).collect();
-        let shared = Arc::new(Shared::new(slots, deadline));
+        let (all, slots): (Vec<_>, Vec<_>) = devices.iter().cloned().unzip();
+        let shared = Arc::new(Shared::new(slots, reach_each_other(&all), deadline));
         let members: Arc<[usize]> = (0..devices.len()).collect();
         let rank = |(rank, (device, _))| -> Box<dyn Communicator> {
             Box::new(Rank::new(Arc::clone(&shared), 0, Arc::clone(&members), rank, device))

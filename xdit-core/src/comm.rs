@@ -2,7 +2,7 @@
 //!
 //! A back end fills [`Communicator`], which knows of flat [`Part`]s only; it may replace collectives by its own. Everyone
 //! else calls the methods of `dyn Communicator`: `all_to_all`, `all_gather`, `all_reduce`, `broadcast`, `scatter`, `gather`,
-//! `trade`, `rotate`, `send`, `recv`, `barrier`.
+//! `trade`, `trade_into`, `rotate`, `send`, `recv`, `barrier`.
 //!
 //! Nothing says on the way how large a tensor is: receivers know, and say so.
 
@@ -11,13 +11,21 @@ mod collectives;
 mod error;
 mod parts;
 mod stats;
+#[cfg(feature = "cuda")]
+mod views;
+#[cfg(not(feature = "cuda"))]
+#[path = "comm/no_views.rs"]
+mod views;
 mod whole;
 
 pub use call::Call;
-pub use collectives::{Posted, Sent, even_sizes};
+pub use collectives::{Posted, Sent, Span, even_sizes};
 pub use error::{Cause, CommError};
-pub use parts::{Form, Part};
+pub use parts::{Data, Form, Part};
 pub use stats::{Stats, Traffic};
+#[cfg(feature = "cuda")]
+pub use views::Views;
+pub use views::{Offer, reach_each_other};
 
 use burn::tensor::Device;
 
@@ -63,6 +71,24 @@ pub trait Communicator: Send {
     /// A peer that failed, left, kept silent, called something else or sent something else than was expected; a number of
     /// parts or forms that is not [`Self::size`].
     fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError>;
+
+    /// As [`Self::exchange`], for who knows where what comes is to be. A back end that writes there returns `None` for it; others
+    /// leave the places alone.
+    ///
+    /// - `places`: memory on this rank's device for each part, of the forms' shapes and not yet written
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    fn exchange_into(
+        &self,
+        call: Call,
+        parts: Vec<Part>,
+        forms: &[Form],
+        places: Vec<Part>,
+    ) -> Result<Vec<Option<Part>>, CommError> {
+        drop(places);
+        Ok(self.exchange(call, parts, forms)?.into_iter().map(Some).collect())
+    }
 
     /// Starts to send to rank `to`, which may be this rank; never waits. Messages between two ranks arrive in the order
     /// in which they were posted.

@@ -63,6 +63,13 @@ impl Rank {
         Ok((letters, seq))
     }
 
+    /// `parts[i]` to rank `i`, and what each sent here.
+    fn trade(&self, call: Call, parts: Vec<Part>) -> Result<Vec<Letter>, CommError> {
+        let call = Arc::new(call);
+        let letter = |(to, part)| self.seat.letter(&call, to, part);
+        Ok(self.swap(parts.into_iter().enumerate().map(letter).collect())?.0)
+    }
+
     fn record(&self, to: usize, letter: &Letter) {
         if to != self.rank() && letter.part.data.is_some() {
             self.stats_mut().record(letter.call.op, letter.part.n_bytes());
@@ -100,18 +107,33 @@ impl Communicator for Rank {
         if let Some(n) = [parts.len(), forms.len()].into_iter().find(|n| *n != size) {
             return Err(self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size }));
         }
-        let call = Arc::new(call);
-        let letter = |part| Letter { call: Arc::clone(&call), part, split: [0; 2] };
-        let (letters, _) = self.swap(parts.into_iter().map(letter).collect())?;
-        let land = |(from, (letter, form)): (usize, (Letter, &Form))| self.seat.land(op, from, letter.part, form);
-        letters.into_iter().zip(forms).enumerate().map(land).collect()
+        let letters = self.trade(call, parts)?.into_iter().zip(forms).enumerate();
+        let land =
+            |(from, (letter, form))| Ok(self.seat.land(op, from, letter, form, None)?.expect("no place was given"));
+        letters.map(land).collect()
+    }
+
+    fn exchange_into(
+        &self,
+        call: Call,
+        parts: Vec<Part>,
+        forms: &[Form],
+        places: Vec<Part>,
+    ) -> Result<Vec<Option<Part>>, CommError> {
+        let (op, size) = (call.op, self.size());
+        if let Some(n) = [parts.len(), forms.len(), places.len()].into_iter().find(|n| *n != size) {
+            return Err(self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size }));
+        }
+        let letters = self.trade(call, parts)?.into_iter().zip(forms).zip(&places).enumerate();
+        let land = |(from, ((letter, form), place))| self.seat.land(op, from, letter, form, Some(place));
+        letters.map(land).collect()
     }
 
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, to)?;
         self.beat();
-        let letter = Letter { call: Arc::new(call), part, split: [0; 2] };
+        let letter = seat.letter(&Arc::new(call), to, part);
         let slot = seat.slot(Lane::Point, self.rank(), to, next(&mut seat.counts().sent[to]));
         seat.shared.with(|state| {
             state.check_there(slot.group, slot.to);
@@ -135,7 +157,7 @@ impl Communicator for Rank {
     fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator>, CommError> {
         let Seat { shared, group, members, device, .. } = &*self.seat;
         let call = Arc::new(Call::bare("split", &[]));
-        let letter = |_| Letter { call: Arc::clone(&call), part: Part::nothing(), split: [color, key] };
+        let letter = |to| Letter { split: [color, key], ..self.seat.letter(&call, to, Part::nothing()) };
         let (letters, seq) = self.swap((0..self.size()).map(letter).collect())?;
         let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].split[0] == color).collect();
         // stable: in rank order where keys are equal
@@ -182,24 +204,46 @@ impl Seat {
         Slot { group: self.group, lane, from: self.members[from], to: self.members[to], seq }
     }
 
-    /// Brings what rank `from` of the group sent to this rank's device, if it is what was expected.
-    fn land(&self, op: &'static str, from: usize, mut part: Part, form: &Form) -> Result<Part, CommError> {
+    /// A message to rank `to` of the group.
+    fn letter(&self, call: &Arc<Call>, to: usize, part: Part) -> Letter {
+        let fetched = self.shared.fetches(self.world_rank(), self.members[to]);
+        let offer = fetched.then(|| part.offer()).flatten();
+        Letter { call: Arc::clone(call), part, offer, split: [0; 2] }
+    }
+
+    /// Brings what rank `from` of the group sent to this rank's device, if it is what was expected; `None` if it is in its
+    /// place there.
+    fn land(
+        &self,
+        op: &'static str,
+        from: usize,
+        letter: Letter,
+        form: &Form,
+        place: Option<&Part>,
+    ) -> Result<Option<Part>, CommError> {
+        let Letter { part, offer, .. } = letter;
         self.shared.expect(self.world_rank(), op, self.members[from], &part.form, form)?;
         let slot = |rank| self.shared.slot(self.members[rank]);
         if slot(from) == slot(self.rank) {
-            return Ok(part);
+            return Ok(Some(part));
+        }
+        if let Some(offer) = offer {
+            return Ok(offer.fetch(place, &self.device));
         }
         let failed = |reason: String| CommError::Copy { rank: self.world_rank(), op, peer: self.members[from], reason };
-        if let Some(sent) = part.data.take_if(|sent| sent.device() != self.device) {
-            part.data = Some(sent.clone().to_device(&self.device));
+        let (form, dtype) = (part.form.clone(), part.form.dtype);
+        let Some(sent) = part.flat() else { return Ok(Some(Part::of_flat(form, None))) };
+        let here = if sent.device() != self.device {
+            let here = sent.clone().to_device(&self.device);
             // Burn 0.22 may reuse the sender's memory while a GPU still reads it, so `sent` lives until then
             self.device.sync().map_err(|e| failed(e.to_string()))?;
-        } else if let Some(sent) = part.data.take() {
+            here
+        } else {
             // one device that stands for two
-            let (data, dtype) = (sent.try_into_data().map_err(|e| failed(e.to_string()))?, part.form.dtype);
-            part.data = Some(Tensor::from_data(data, (&self.device, dtype)));
-        }
-        Ok(part)
+            let data = sent.try_into_data().map_err(|e| failed(e.to_string()))?;
+            Tensor::from_data(data, (&self.device, dtype))
+        };
+        Ok(Some(Part::of_flat(form, Some(here))))
     }
 }
 
@@ -240,7 +284,7 @@ impl Pending<Part> for Receiving {
         let letter = seat.shared.take(self.slot.to, op, &[self.slot])?.remove(0);
         self.taken = true;
         seat.shared.agree(self.slot.to, &[(self.slot.to, &self.call), (self.slot.from, &letter.call)])?;
-        seat.land(op, self.from, letter.part, &self.form)
+        Ok(seat.land(op, self.from, letter, &self.form, None)?.expect("no place was given"))
     }
 }
 

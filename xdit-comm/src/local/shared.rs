@@ -15,19 +15,27 @@ pub struct Shared {
     deadline: Duration,
     /// Of each rank.
     slots: Vec<usize>,
+    /// Whether the ranks' devices fetch from each other what is sent, without the host.
+    fetches: bool,
 }
 
 impl Shared {
     /// - `slots`: of each rank
-    pub fn new(slots: Vec<usize>, deadline: Duration) -> Self {
+    /// - `fetches`: whether the ranks' devices reach each other's memory
+    pub fn new(slots: Vec<usize>, fetches: bool, deadline: Duration) -> Self {
         let clock = Arc::new(Clock::new(slots.len()));
         let state = Mutex::new(State::new(slots.len(), Arc::clone(&clock)));
-        Self { state, changed: Condvar::new(), clock, deadline, slots }
+        Self { state, changed: Condvar::new(), clock, deadline, slots, fetches }
     }
 
     /// Which device a rank has.
     pub fn slot(&self, rank: usize) -> usize {
         self.slots[rank]
+    }
+
+    /// Whether a rank's device fetches what another sends it.
+    pub fn fetches(&self, from: usize, to: usize) -> bool {
+        self.fetches && self.slots[from] != self.slots[to]
     }
 
     /// Looks at the state or changes it; who waits looks again.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use xdit_core::comm::{Call, Cause, CommError, Part};
+use xdit_core::comm::{Call, Cause, CommError, Offer, Part};
 
 use super::clock::Clock;
 
@@ -31,6 +31,8 @@ pub struct Slot {
 pub struct Letter {
     pub call: Arc<Call>,
     pub part: Part,
+    /// Where the receiver's device may fetch it by itself.
+    pub offer: Option<Offer>,
     /// Colour and key, where it is one of a split.
     pub split: [usize; 2],
 }

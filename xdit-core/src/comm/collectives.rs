@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::parts::{cut, join};
 use super::{Call, CommError, Communicator, Form, Part, Pending, whole};
+use crate::ops::{self, put, room};
 
 /// `n` in `size` parts, none larger than another by more than one, the larger ones first.
 pub fn even_sizes(n: usize, size: usize) -> Vec<usize> {
@@ -44,6 +45,67 @@ impl Sent {
     pub fn wait(self) -> Result<(), CommError> {
         self.0.wait()
     }
+}
+
+/// Where a block lies in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span<const D: usize> {
+    /// Its first element.
+    pub start: [usize; D],
+    /// Its dimensions.
+    pub shape: [usize; D],
+}
+
+impl<const D: usize> Span<D> {
+    /// The shape of blocks that follow each other.
+    fn hull(spans: &[Self], along: usize) -> [usize; D] {
+        let mut shape = spans[0].shape;
+        shape[along] = spans.iter().map(|span| span.shape[along]).sum();
+        shape
+    }
+
+    /// A tensor of blocks that follow each other, cut into them; those that also follow each other where they are to lie
+    /// stay together.
+    fn cut(whole: Tensor<D>, spans: &[Self], along: usize) -> Vec<(Self, Tensor<D>)> {
+        let mut runs: Vec<Self> = Vec::new();
+        for span in spans.iter().filter(|span| !span.shape.contains(&0)) {
+            match runs.last_mut() {
+                Some(run) if run.goes_on_with(span, along) => run.shape[along] += span.shape[along],
+                _ => runs.push(*span),
+            }
+        }
+        if let [run] = runs[..] {
+            return vec![(run, whole)];
+        }
+        let mut at = 0;
+        let block = |run: Self| {
+            at += run.shape[along];
+            (run, ops::narrow(&whole, along, at - run.shape[along]..at))
+        };
+        runs.into_iter().map(block).collect()
+    }
+
+    fn goes_on_with(&self, next: &Self, along: usize) -> bool {
+        let end = |i: usize| self.start[i] + if i == along { self.shape[i] } else { 0 };
+        (0..D).all(|i| next.start[i] == end(i) && (i == along || next.shape[i] == self.shape[i]))
+    }
+
+    /// The part of `x`, a view.
+    fn of(&self, x: &Tensor<D>) -> Tensor<D> {
+        (0..D).fold(x.clone(), |x, i| ops::narrow(&x, i, self.start[i]..self.start[i] + self.shape[i]))
+    }
+}
+
+/// One tensor of blocks that fill it.
+///
+/// - `dim`: those before are the same for all of them
+fn assemble<const D: usize>(mut blocks: Vec<(Span<D>, Tensor<D>)>, dim: usize) -> Tensor<D> {
+    if blocks.len() == 1 {
+        return blocks.remove(0).1;
+    }
+    blocks.sort_by_key(|(span, _)| span.start[dim]);
+    let layers = blocks.chunk_by(|(a, _), (b, _)| a.start[dim] == b.start[dim]);
+    join(layers.map(|layer| assemble(layer.to_vec(), dim + 1)).collect(), dim)
 }
 
 impl dyn Communicator + '_ {
@@ -86,6 +148,55 @@ impl dyn Communicator + '_ {
         let dtype = parts.first().map_or(DType::F32, Tensor::dtype);
         let call = Call { dtype: Some(dtype), ..Call::unknown::<D>("all_to_all", &[]) };
         self.swap(call, parts.into_iter().map(Part::new).collect(), shapes, dtype)
+    }
+
+    /// Sends `blocks[i]` to rank `i` and makes one tensor of what every rank sends here.
+    ///
+    /// - `blocks`: those for a rank follow each other along the dimension `along`
+    /// - `spans`: where those of each rank are to lie in the tensor, of `shape`, which they fill together
+    /// - `place`: where the caller wants the tensor; it may be elsewhere
+    pub fn trade_into<const D: usize>(
+        &self,
+        blocks: Vec<Vec<Tensor<D>>>,
+        along: usize,
+        spans: &[Vec<Span<D>>],
+        shape: [usize; D],
+        place: Option<Tensor<D>>,
+    ) -> Result<Tensor<D>, CommError> {
+        let first = blocks.iter().flatten().next();
+        let dtype = first.map_or(DType::F32, Tensor::dtype);
+        let place = place.or_else(|| room(first?, shape));
+        let call = Call { dtype: Some(dtype), ..Call::unknown::<D>("all_to_all", &[]) };
+        let part = |blocks: Vec<_>| if blocks.is_empty() { Part::nothing() } else { Part::of_blocks(blocks, along) };
+        let parts = blocks.into_iter().map(part).collect();
+        let forms: Vec<_> = spans.iter().map(|spans| Form::new(&Span::hull(spans, along), dtype)).collect();
+        match place {
+            None => {
+                let parts = self.exchange(call, parts, &forms)?;
+                let tensors = parts.into_iter().zip(spans).map(|(part, spans)| {
+                    let whole = part.into_tensor(Span::hull(spans, along), self.device());
+                    Span::cut(whole, spans, along)
+                });
+                Ok(assemble(tensors.flatten().collect(), 0))
+            }
+            Some(tensor) => {
+                let place = |(spans, form): (&Vec<Span<D>>, &Form)| {
+                    let full = spans.iter().filter(|span| !span.shape.contains(&0));
+                    let views: Vec<_> = full.map(|span| span.of(&tensor)).collect();
+                    if views.is_empty() { Part::of_flat(form.clone(), None) } else { Part::of_blocks(views, along) }
+                };
+                let places = spans.iter().zip(&forms).map(place).collect();
+                let landed = self.exchange_into(call, parts, &forms, places)?;
+                for (part, spans) in landed.into_iter().zip(spans) {
+                    let Some(part) = part.filter(|part| part.form.n() > 0) else { continue };
+                    let whole = part.into_tensor(Span::hull(spans, along), self.device());
+                    for (span, block) in Span::cut(whole, spans, along) {
+                        put(&block, &span.of(&tensor));
+                    }
+                }
+                Ok(tensor)
+            }
+        }
     }
 
     fn swap<const D: usize>(

@@ -4,6 +4,9 @@ use std::fmt;
 
 use burn::tensor::{DType, Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::views::Views;
+
 /// What a tensor looks like: what its receiver must know before it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
@@ -45,21 +48,47 @@ impl fmt::Display for Form {
     }
 }
 
-/// A tensor on its way, flat: one run of memory is what every transport can send.
+/// A tensor on its way.
 #[derive(Debug, Clone)]
 pub struct Part {
     /// What it looks like.
     pub form: Form,
-    /// Its elements, row-major; `None` if there are none, as not every back end of Burn can hold that.
-    pub data: Option<Tensor<1>>,
+    /// Its elements; `None` if there are none, as not every back end of Burn can hold that.
+    pub data: Option<Data>,
+}
+
+/// The elements of a [`Part`].
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "few are alive at a time")]
+pub enum Data {
+    /// Row-major, one run of memory: what every transport can send.
+    Flat(Tensor<1>),
+    /// On an NVIDIA GPU where they are, as that needs no copy: see [`Part::flat`].
+    #[cfg(feature = "cuda")]
+    Views(Views),
 }
 
 impl Part {
-    /// A whole tensor; copies only where it is a strided view.
+    /// A whole tensor; a strided view is copied unless it is an NVIDIA GPU's.
     pub fn new<const D: usize>(x: Tensor<D>) -> Self {
-        let form = Form::new(&x.dims(), x.dtype());
+        Self::of_blocks(vec![x], 0)
+    }
+
+    /// Tensors that follow each other along a dimension, as one.
+    pub fn of_blocks<const D: usize>(blocks: Vec<Tensor<D>>, along: usize) -> Self {
+        let mut shape = blocks[0].dims();
+        shape[along] = blocks.iter().map(|block| block.dims()[along]).sum();
+        let form = Form::new(&shape, blocks[0].dtype());
         let n = form.n();
-        Self { form, data: (n > 0).then(|| x.reshape([n])) }
+        if n == 0 {
+            return Self { form, data: None };
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(views) = Views::of(&blocks, along) {
+            return Self { form, data: Some(Data::Views(views)) };
+        }
+        let x = if blocks.len() == 1 { blocks[0].clone() } else { join(blocks, along) };
+        Self { form, data: Some(Data::Flat(x.reshape([n]))) }
     }
 
     /// For ranks that are sent nothing.
@@ -67,9 +96,23 @@ impl Part {
         Self { form: Form::nothing(), data: None }
     }
 
+    /// Elements in one run of memory.
+    pub fn of_flat(form: Form, data: Option<Tensor<1>>) -> Self {
+        Self { form, data: data.map(Data::Flat) }
+    }
+
+    /// Its elements in one run of memory, for transports that send nothing else; `None` if there are none.
+    pub fn flat(self) -> Option<Tensor<1>> {
+        self.data.map(|data| match data {
+            Data::Flat(data) => data,
+            #[cfg(feature = "cuda")]
+            Data::Views(views) => views.flat(),
+        })
+    }
+
     /// Bytes of the elements.
     pub fn n_bytes(&self) -> u64 {
-        self.data.as_ref().map_or(0, |data| (data.dims()[0] * self.form.dtype.size()) as u64)
+        (self.form.n() * self.form.dtype.size()) as u64
     }
 
     /// The tensor; on `device` if it has no elements, else where they are.
@@ -78,7 +121,9 @@ impl Part {
     /// If it has not as many elements as `shape`.
     pub fn into_tensor<const D: usize>(self, shape: [usize; D], device: &Device) -> Tensor<D> {
         match self.data {
-            Some(data) => data.reshape(shape),
+            Some(Data::Flat(data)) => data.reshape(shape),
+            #[cfg(feature = "cuda")]
+            Some(Data::Views(views)) => views.into_tensor(shape),
             None => Tensor::empty(shape, (device, self.form.dtype)),
         }
     }
@@ -91,19 +136,22 @@ pub(super) fn cut<const D: usize>(x: &Tensor<D>, dim: usize, sizes: &[usize]) ->
     let part = |&size: &usize| {
         shape[dim] = size;
         let form = Form::new(&shape, dtype);
-        let n = form.n();
-        let data = (n > 0).then(|| x.clone().narrow(dim, start, size).reshape([n]));
+        let part = match form.n() {
+            0 => Part { form, data: None },
+            _ => Part::new(crate::ops::narrow(x, dim, start..start + size)),
+        };
         start += size;
-        Part { form, data }
+        part
     };
     sizes.iter().map(part).collect()
 }
 
 /// Cuts a part's elements, whatever its shape.
 pub(super) fn cut_flat(part: Part, sizes: &[usize]) -> Vec<Part> {
-    match part.data {
+    let dtype = part.form.dtype;
+    match part.flat() {
         Some(data) => cut(&data, 0, sizes),
-        None => vec![Part { form: Form { shape: vec![0], ..part.form }, data: None }; sizes.len()],
+        None => vec![Part { form: Form::new(&[0], dtype), data: None }; sizes.len()],
     }
 }
 
@@ -121,6 +169,6 @@ pub(super) fn join<const D: usize>(parts: Vec<Tensor<D>>, dim: usize) -> Tensor<
 pub(super) fn sum(parts: Vec<Part>) -> Part {
     let form = parts[0].form.clone();
     let wide = if form.dtype.size() < 4 { DType::F32 } else { form.dtype };
-    let sum = parts.into_iter().filter_map(|part| part.data).map(|x| x.cast(wide)).reduce(|a, b| a + b);
-    Part { data: sum.map(|x| x.cast(form.dtype)), form }
+    let sum = parts.into_iter().filter_map(Part::flat).map(|x| x.cast(wide)).reduce(|a, b| a + b);
+    Part::of_flat(form.clone(), sum.map(|x| x.cast(form.dtype)))
 }

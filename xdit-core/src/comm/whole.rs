@@ -15,9 +15,9 @@ pub fn all_reduce(comm: &(impl Communicator + ?Sized), call: Call, part: Part) -
     let share = sum(comm.exchange(call.clone(), cut_flat(part, &sizes), &mine)?);
     let forms: Vec<_> = sizes.iter().map(|n| of(*n)).collect();
     let shares = comm.all_gather_parts(call, share, &forms)?;
-    let data: Vec<Tensor<1>> = shares.into_iter().filter_map(|share| share.data).collect();
+    let data: Vec<Tensor<1>> = shares.into_iter().filter_map(Part::flat).collect();
     let data = (!data.is_empty()).then(|| crate::ops::cat(data, 0));
-    Ok(Part { form, data })
+    Ok(Part::of_flat(form, data))
 }
 
 /// `parts[i]` of rank `root`, which alone has some, on rank `i`.

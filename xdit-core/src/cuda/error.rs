@@ -70,6 +70,18 @@ pub enum CudaError {
         /// Its answer.
         error: NvrtcError,
     },
+    /// What a tensor should hold was never computed.
+    #[error("{reason}")]
+    Lost {
+        /// What failed before.
+        reason: String,
+    },
+    /// Another GPU of the process does not answer.
+    #[error("another GPU's thread has not given its tensor within {seconds} s")]
+    Silent {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// A kernel does not compile, or not well enough.
     #[error("the kernels of {name} do not compile for {arch}: {log}")]
     Compile {

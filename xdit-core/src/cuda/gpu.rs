@@ -22,6 +22,8 @@ thread_local! {
 /// A device, as the work on its thread sees it.
 #[derive(Debug)]
 pub struct Gpu {
+    /// Its number.
+    pub device: i32,
     /// What to enqueue on.
     pub stream: CUstream,
     /// Streaming multiprocessors.
@@ -77,6 +79,7 @@ impl Gpu {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         Ok(Self {
+            device,
             stream: std::ptr::null_mut(),
             n_sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             sm: 10 * major + minor,

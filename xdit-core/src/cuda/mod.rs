@@ -6,10 +6,13 @@
 //! - [`products`]: dense products by cuBLASLt
 //! - [`fp8`]: what those of FP8 need
 //! - [`cudnn`]: convolutions, where cuDNN is installed
+//! - `copies`: strided tensors by the copy engines
+//! - [`peers`]: tensors for other GPUs of the process
 //! - [`kernels`]: CUDA C++ to machine code by NVRTC, kept on disk
 //!
 //! The operations that are built on this are in `ops/cuda`.
 
+pub(crate) mod copies;
 pub mod cudnn;
 mod devices;
 mod error;
@@ -17,6 +20,7 @@ pub mod fp8;
 pub mod gpu;
 pub mod kernels;
 pub mod libraries;
+pub mod peers;
 pub mod products;
 pub mod raw;
 pub mod tensor_map;

@@ -12,9 +12,9 @@
 //!   reports the first failure.
 #![expect(unsafe_code, reason = "gives out raw pointers to device memory")]
 
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use burn_dispatch::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
+use burn_dispatch::{BackendTensor, DispatchAutodiffContext, DispatchDevice, DispatchTensor, DispatchTensorKind};
 use cubecl::cuda::CudaRuntime;
 use cubecl::zspace::metadata::Metadata;
 use cubecl_common::device_handle::DeviceHandle;
@@ -22,12 +22,14 @@ use cubecl_environment::backtrace::BackTrace;
 use cubecl_environment::stream::StreamId;
 use cubecl_server::runtime::Runtime;
 use cubecl_server::server::{ServerError, ServerStorage};
+use cubecl_server::storage::{ComputeStorage, ManagedResource};
 use cubecl_server::stream::{ExecuteScope, WriteScoped, failed_writing};
 
 use super::error::CudaError;
 use super::gpu::Gpu;
 
 type CudaServer = <CudaRuntime as Runtime>::Server;
+type GpuResource = <<CudaServer as ServerStorage>::Storage as ComputeStorage>::Resource;
 
 /// A float tensor in a GPU's memory: what is behind one of Burn's.
 #[derive(Debug, Clone)]
@@ -88,8 +90,13 @@ impl DeviceTensor {
         let begins = |x: &Self| x.0.handle.offset_start.unwrap_or(0);
         let (strides, step) = (first.strides(), first.strides()[dim] * first.dtype().size());
         let mut expected = begins(first);
+        // a dimension of one has any stride
+        let alike = |part: &Self| {
+            let (own, dims) = (part.strides(), part.dims());
+            (0..dims.len()).all(|i| own[i] == strides[i] || (dims[i] == 1 && i != dim))
+        };
         for part in parts {
-            let same = memory(part) == memory(first) && part.strides() == strides && part.dtype() == first.dtype();
+            let same = memory(part) == memory(first) && alike(part) && part.dtype() == first.dtype();
             if !same || begins(part) != expected {
                 return None;
             }
@@ -134,6 +141,14 @@ impl DeviceTensor {
     }
 }
 
+/// The number of a CUDA device.
+pub fn number(device: &Device) -> Option<i32> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(device)) => i32::try_from(device.index).ok(),
+        _ => None,
+    }
+}
+
 fn is_cuda(x: &CubeTensor) -> bool {
     matches!(x.device, burn_cubecl::CubeDevice::Cuda(_))
 }
@@ -169,5 +184,36 @@ pub fn enqueue<const R: usize, const W: usize>(
             done.map_err(|error| ServerError::Generic { reason: error.to_string(), backtrace: BackTrace::capture() })
         });
         drop(held);
+    });
+}
+
+/// Keeps a tensor's memory where it is, for as long as this lives.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "to be held is its purpose")] ManagedResource<GpuResource>);
+
+/// Runs `work` on the device's thread, after what wrote `x`: with the device, the tensor's address and what keeps it good.
+///
+/// `work` is not given these if some failure left `x` unwritten.
+pub fn lend(x: &DeviceTensor, work: impl FnOnce(Result<(&mut Gpu, u64, Held), CudaError>) + Send + 'static) {
+    let device = DeviceHandle::<CudaServer>::new(x.0.client.service_id().device);
+    let (binding, stream) = (x.0.handle.clone().binding(), StreamId::current());
+    device.submit(move |server: &mut CudaServer| {
+        let held = server.get_resource(binding.clone(), stream);
+        let raw = server.write_streams().resolve(stream, [binding].iter()).map(|mut streams| streams.current().sys);
+        let lost = |error: ServerError| CudaError::Lost { reason: error.to_string() };
+        match held.and_then(|held| Ok((held, raw?))).map_err(lost) {
+            Err(error) => work(Err(error)),
+            Ok((held, raw)) => {
+                let at = held.resource().ptr;
+                // SAFETY: `get_resource` has made the device's context current on this thread
+                let done = unsafe {
+                    Gpu::on_this_thread(raw, |gpu| {
+                        work(Ok((gpu, at, Held(held))));
+                        Ok(())
+                    })
+                };
+                debug_assert!(done.is_ok(), "a device that has computed is there");
+            }
+        }
     });
 }

@@ -52,3 +52,33 @@ pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> [Op
     );
     places.map_or_else(|| std::array::from_fn(|_| None), |places| places.map(Some))
 }
+
+/// Memory for a tensor of `like`'s precision on its device, not yet written, of which [`narrow`] gives views for [`put`]; `None`
+/// where the device has no use for that.
+pub fn room<const D: usize>(like: &Tensor<D>, shape: [usize; D]) -> Option<Tensor<D>> {
+    choose!(like, cpu: None, cuda: cuda::room(like, shape).map(Some), portable: {
+        let _ = shape;
+        None
+    })
+}
+
+/// Copies `x` to where `place` is, a view of [`room`].
+pub fn put<const D: usize>(x: &Tensor<D>, place: &Tensor<D>) {
+    choose!(x, cpu: None, cuda: cuda::put(x, place), portable: unreachable!("{:?} has no room", place.device()));
+}
+
+/// Pieces along `dim` that are not empty, where to cut makes views; else `x` alone, whose pieces are then cut by who needs them.
+pub fn pieces<const D: usize>(x: Tensor<D>, dim: usize, sizes: &[usize]) -> Vec<Tensor<D>> {
+    let cut = |x: &Tensor<D>| {
+        let mut at = 0;
+        let piece = |n: &usize| {
+            at += n;
+            narrow(x, dim, at - n..at)
+        };
+        sizes.iter().filter(|n| **n > 0).map(piece).collect::<Vec<_>>()
+    };
+    choose!(&x, cpu: None, cuda: Some(cut(&x)).filter(|pieces| !pieces.is_empty()), portable: {
+        let _ = cut;
+        vec![x]
+    })
+}

@@ -34,7 +34,7 @@ pub(super) use rows::{
     activation, gated_residual, geglu, layer_norm, merge_attended, modulated_norm, modulated_norm_fp8, norm_rope,
     rms_norm,
 };
-pub(super) use views::{cat, merge_heads, narrow, side_by_side, split_heads};
+pub(super) use views::{cat, merge_heads, narrow, put, room, side_by_side, split_heads};
 
 /// A kernel of `source`, compiled for a precision and the sizes in `defines`.
 fn kernel(source: &'static Source, name: &'static str, dtype: DType, defines: &str) -> Kernel {

@@ -1,13 +1,11 @@
 //! Tensors seen otherwise, and put together: without a copy where memory allows it.
-#![expect(unsafe_code, reason = "orders copies")]
 
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use cudarc::driver::sys;
 
-use crate::cuda::CudaError;
-use crate::cuda::raw::{DeviceTensor, enqueue};
+use crate::cuda::copies::copy;
+use crate::cuda::raw::DeviceTensor;
 
 /// Part of a dimension, a view.
 pub fn narrow<const D: usize>(x: &Tensor<D>, dim: usize, range: Range<usize>) -> Option<Tensor<D>> {
@@ -83,67 +81,21 @@ pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> Opt
     }))
 }
 
-/// Copies `part` to where `out` has its numbers from `at` on along `dim`.
-pub(super) fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
-    // a row: what lies without gaps in both; one more dimension may have gaps, those before are taken one by one
-    let rows_within = |x: &DeviceTensor| {
-        let (dims, strides) = (x.dims(), x.strides());
-        let mut width = 1;
-        for axis in (dim + 1..dims.len()).rev() {
-            if dims[axis] != 1 && strides[axis] != width {
-                return None;
-            }
-            width *= dims[axis];
-        }
-        Some(width)
-    };
-    let part = if rows_within(&part).is_some() { part } else { part.contiguous() };
-    let (dims, strides, all) = (part.dims(), part.strides(), out.dims());
-    let size = part.dtype().size();
-    let inner: usize = dims[dim + 1..].iter().product();
-    let (n, total) = (dims[dim], all[dim]);
-    // Along the last dimension the numbers themselves are the rows, and the dimension before says how many there are.
-    let is_last = dim > 0 && dim + 1 == dims.len() && strides[dim] == 1;
-    let first = if is_last { dim - 1 } else { dim };
-    let outer: Vec<usize> = offsets(&dims[..first], &strides[..first]);
-    let (row, height) = if is_last { (n, dims[first]) } else { (inner, n) };
-    let (pitch, to_pitch) = (strides[first], if is_last { total } else { inner });
-    // from one of the outer ones to the next, and to this part
-    let (step, skip) = if is_last { (dims[first] * total, at) } else { (total * inner, at * inner) };
-    enqueue([&part], [out], move |gpu, [from], [to]| {
-        for (i, offset) in outer.iter().enumerate() {
-            let from = from + (offset * size) as u64;
-            let to = to + ((i * step + skip) * size) as u64;
-            let copy = sys::CUDA_MEMCPY2D {
-                srcXInBytes: 0,
-                srcY: 0,
-                srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-                srcHost: std::ptr::null(),
-                srcDevice: from,
-                srcArray: std::ptr::null_mut(),
-                srcPitch: if height == 1 { row * size } else { pitch * size },
-                dstXInBytes: 0,
-                dstY: 0,
-                dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-                dstHost: std::ptr::null_mut(),
-                dstDevice: to,
-                dstArray: std::ptr::null_mut(),
-                dstPitch: to_pitch * size,
-                WidthInBytes: row * size,
-                Height: height,
-            };
-            // SAFETY: the rows lie within both tensors
-            unsafe { sys::cuMemcpy2DAsync_v2(&copy, gpu.stream) }
-                .result()
-                .map_err(CudaError::driver("cuMemcpy2DAsync"))?;
-        }
-        Ok(())
-    });
+/// New memory for a tensor, not yet written.
+pub fn room<const D: usize>(like: &Tensor<D>, shape: [usize; D]) -> Option<Tensor<D>> {
+    (!shape.contains(&0)).then_some(DeviceTensor::of(like)?.empty(&shape, like.dtype()).tensor())
 }
 
-/// Where each combination of the outer dimensions begins, in order.
-fn offsets(dims: &[usize], strides: &[usize]) -> Vec<usize> {
-    dims.iter().zip(strides).fold(vec![0], |before, (n, stride)| {
-        before.iter().flat_map(|at| (0..*n).map(move |i| at + i * stride)).collect()
-    })
+/// Copies a tensor into memory that is there.
+pub fn put<const D: usize>(x: &Tensor<D>, place: &Tensor<D>) -> Option<()> {
+    copy(&DeviceTensor::of(x)?, &DeviceTensor::of(place)?);
+    Some(())
+}
+
+/// Copies `part` to where `out` has its numbers from `at` on along `dim`.
+pub(super) fn copy_into(part: DeviceTensor, out: &DeviceTensor, dim: usize, at: usize) {
+    let is_in_rows = part.strides().last().zip(part.dims().last()).is_none_or(|(stride, n)| *stride == 1 || *n == 1);
+    let part = if is_in_rows { part } else { part.contiguous() };
+    let strides = out.strides();
+    copy(&part, &out.view(at * strides[dim], &part.dims(), &strides));
 }

@@ -1,0 +1,91 @@
+//! Meshes of GPUs against one GPU: whole requests of the small test models. Run by `.ci/gpu_tests` on a machine that has some.
+#![cfg(feature = "cuda")]
+
+use burn::tensor::{Device, FloatDType};
+use xdit_comm::local::World;
+use xdit_core::mesh::ParallelConfig;
+use xdit_models::pipeline::{Content, ModelSource, Options, OutputType, Pipeline, Request};
+use xdit_testing::golden;
+
+const ONE: ParallelConfig = ParallelConfig { data: 1, cfg: 1, pipefusion: 1, ring: 1, ulysses: 1, tensor: 1 };
+
+/// Latents of two pictures on these devices, rank after rank.
+fn latents(name: &str, dtype: FloatDType, parallel: ParallelConfig, devices: &[usize]) -> Vec<Vec<f32>> {
+    let request = Request {
+        negative_prompts: vec!["a blue dog".into()],
+        height: Some(80),
+        width: Some(48),
+        num_inference_steps: Some(2),
+        guidance_scale: Some(3.5),
+        true_cfg_scale: name.starts_with("flux").then_some(2.0),
+        max_sequence_length: Some(19),
+        resolution_binning: false,
+        num_images: 2,
+        output: OutputType::Latent,
+        ..Request::new("a photo of a red cat")
+    };
+    let all: Vec<Device> = devices.iter().copied().map(Device::cuda).collect();
+    let launch = move |n: usize| World::apart(all.into_iter().cycle().take(n).collect()).communicators();
+    let source = ModelSource::Folder(golden::dir().join(name));
+    let options = Options { parallel, ..Options::new(dtype) };
+    let mut pipeline = Pipeline::open(&source, options, launch, &mut ()).expect("a pipeline");
+    let outputs = pipeline.generate(&request, &mut ()).unwrap_or_else(|e| panic!("{name} {parallel:?}: {e}"));
+    let values = |content| match content {
+        Content::Latent { values, .. } => values,
+        Content::Picture { .. } => unreachable!("latents were asked for"),
+    };
+    outputs.into_iter().map(|output| values(output.content)).collect()
+}
+
+fn rel_l2(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = got.iter().zip(want).map(|(a, b)| square(a - b)).sum();
+    (error / want.iter().map(|x| square(*x)).sum::<f64>()).sqrt()
+}
+
+/// Ranks on these devices, each a device of its own, draw what one rank draws.
+fn check(devices: &[usize]) {
+    let (data, cfg, ulysses, ring) = (
+        ParallelConfig { data: 2, ..ONE },
+        ParallelConfig { cfg: 2, ..ONE },
+        ParallelConfig { ulysses: 2, ..ONE },
+        ParallelConfig { ring: 2, ..ONE },
+    );
+    let both = ParallelConfig { cfg: 2, ulysses: 2, ..ONE };
+    for name in ["flux-dev", "sd3", "sd35", "pixart-alpha", "hunyuan-v11"] {
+        for (dtype, sums, parts) in
+            [(FloatDType::BF16, 0.0, 2e-2), (FloatDType::F16, 0.0, 4e-3), (FloatDType::F32, 1e-6, 1e-5)]
+        {
+            let want = latents(name, dtype, ONE, &devices[..1]);
+            for (parallel, bound) in [(data, sums), (cfg, sums), (ulysses, sums), (both, sums), (ring, parts)] {
+                let got = latents(name, dtype, parallel, devices);
+                for (got, want) in got.iter().zip(&want) {
+                    let error = rel_l2(got, want);
+                    println!("{name} {dtype:?} {parallel:?}: {error:.1e}");
+                    assert!(error <= bound, "{name} {dtype:?} {parallel:?}: {error:.1e} above {bound:.0e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn one_gpu_that_stands_for_two_draws_its_own_bits() {
+    check(&[0, 0]);
+}
+
+#[test]
+#[ignore = "needs two GPUs"]
+fn two_gpus_draw_the_bits_of_one() {
+    let n = xdit_core::cuda::devices().expect("a driver").len();
+    if n < 2 {
+        return println!("skipped: there is {n} GPU");
+    }
+    check(&[0, 1]);
+    let ulysses = ParallelConfig { ulysses: 2, ..ONE };
+    let want = latents("flux-dev", FloatDType::BF16, ulysses, &[0, 1]);
+    for time in 0..20 {
+        assert!(latents("flux-dev", FloatDType::BF16, ulysses, &[0, 1]) == want, "time {time}");
+    }
+}
