@@ -20,10 +20,22 @@ impl FromStr for Devices {
 }
 
 impl Devices {
-    /// One device for all ranks or one for each, if this program was built for them and they are there.
+    /// Each rank's, if this program was built for it and it is there: one for all, one for each, or all GPUs dealt out.
     pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
         self.check(n_ranks)?;
-        self.0.iter().map(|device| device.open()).collect()
+        match self.0[..] {
+            [DeviceArg::EveryCuda] => {
+                let n = n_gpus()?.max(1);
+                (0..n_ranks).map(|rank| cuda(rank % n)).collect()
+            }
+            [one] => Ok(vec![one.open()?; n_ranks]),
+            ref all => all.iter().map(|device| device.open()).collect(),
+        }
+    }
+
+    /// Whether there is one for each rank, which then shares it with no other, even where it is listed twice.
+    pub fn are_apart(&self) -> bool {
+        self.0.len() > 1
     }
 
     /// Whether there is one for all ranks or one for each; none need be there.
@@ -36,15 +48,20 @@ impl Devices {
     }
 
     /// As they were given.
-    pub fn names(&self) -> impl Iterator<Item = String> {
+    pub fn names(&self) -> impl Iterator<Item = String> + Clone {
         self.0.iter().map(|device| device.name())
     }
 
     /// Each device's name and its ranks.
     pub fn ranks(&self, n_ranks: usize) -> Vec<(String, Vec<usize>)> {
         let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+        // where there is no GPU, as when a machine is planned, there is one for each
+        let n = n_gpus().ok().filter(|n| *n > 0).unwrap_or(n_ranks);
         for rank in 0..n_ranks {
-            let name = self.0[rank % self.0.len()].name();
+            let name = match self.0[..] {
+                [DeviceArg::EveryCuda] => DeviceArg::Cuda(rank % n).name(),
+                ref all => all[rank % all.len()].name(),
+            };
             match all.iter_mut().find(|(device, _)| *device == name) {
                 Some((_, ranks)) => ranks.push(rank),
                 None => all.push((name, vec![rank])),
@@ -55,7 +72,7 @@ impl Devices {
 
     /// What a user of these devices expects.
     pub fn dtype(&self, asked: Option<Dtype>) -> FloatDType {
-        let all_cuda = self.0.iter().all(|device| matches!(device, DeviceArg::Cuda(_)));
+        let all_cuda = self.0.iter().all(|device| matches!(device, DeviceArg::Cuda(_) | DeviceArg::EveryCuda));
         match asked {
             Some(Dtype::F32) => FloatDType::F32,
             Some(Dtype::Bf16) => FloatDType::BF16,
@@ -70,6 +87,8 @@ impl Devices {
 enum DeviceArg {
     Cpu,
     Cuda(usize),
+    /// One for each rank, as far as there are so many.
+    EveryCuda,
     Wgpu,
 }
 
@@ -80,9 +99,9 @@ impl FromStr for DeviceArg {
         match s.split_once(':') {
             None if s == "cpu" => Ok(Self::Cpu),
             None if s == "wgpu" => Ok(Self::Wgpu),
-            None if s == "cuda" => Ok(Self::Cuda(0)),
+            None if s == "cuda" => Ok(Self::EveryCuda),
             Some(("cuda", n)) => n.parse().map(Self::Cuda).map_err(|_| format!("{n} is no device number")),
-            _ => Err(format!("{s:?} is none of cpu, cuda:N and wgpu")),
+            _ => Err(format!("{s:?} is none of cpu, cuda, cuda:N and wgpu")),
         }
     }
 }
@@ -92,6 +111,7 @@ impl DeviceArg {
         match self {
             Self::Cpu => "cpu".into(),
             Self::Cuda(index) => format!("cuda:{index}"),
+            Self::EveryCuda => "cuda".into(),
             Self::Wgpu => "wgpu".into(),
         }
     }
@@ -100,14 +120,25 @@ impl DeviceArg {
         match self {
             Self::Cpu => Ok(Device::flex()),
             Self::Cuda(index) => cuda(index),
+            Self::EveryCuda => cuda(0),
             Self::Wgpu => wgpu(),
         }
     }
 }
 
 #[cfg(feature = "cuda")]
+fn n_gpus() -> Result<usize> {
+    Ok(xdit_core::cuda::devices()?.len())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn n_gpus() -> Result<usize> {
+    Ok(0)
+}
+
+#[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device> {
-    let n = xdit_core::cuda::devices()?.len();
+    let n = n_gpus()?;
     if index >= n {
         bail!("cuda:{index} is not there; {n} CUDA devices were found");
     }

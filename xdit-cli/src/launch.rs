@@ -1,7 +1,6 @@
 //! How many processes there are: one, or one per rank under a launcher.
 
 use anyhow::{Result, bail};
-use xdit_comm::local::World;
 use xdit_core::comm::Communicator;
 
 use crate::args::Compute;
@@ -35,9 +34,6 @@ pub fn ranks(
     if n_ranks > MOST_RANKS {
         bail!("{n_ranks} ranks are more than the {MOST_RANKS} that one process has as threads");
     }
-    let devices = compute.open_all(n_ranks)?;
-    Ok(move |n_ranks| match devices.len() {
-        1 => World::new(vec![devices[0].clone(); n_ranks]).communicators(),
-        _ => World::apart(devices).communicators(),
-    })
+    let world = compute.world(n_ranks)?;
+    Ok(move |_| world.communicators())
 }

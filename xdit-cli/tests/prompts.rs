@@ -139,7 +139,7 @@ fn devices_are_one_for_all_or_one_for_each() {
     let many = with(&["--data-parallel-degree", "16384", "--use-cfg-parallel"]);
     fails(&dir, many, 1, &["32768 ranks are more than the 256 that one process has as threads"]);
     fails(&dir, xdit(&dir, &["plan", "--device", "cuda:0,cuda:1", "--ulysses-degree", "4"]), 1, &[message]);
-    fails(&dir, with(&["--device", "cpu,gpu"]), 2, &["\"gpu\" is none of cpu, cuda:N and wgpu"]);
+    fails(&dir, with(&["--device", "cpu,gpu"]), 2, &["\"gpu\" is none of cpu, cuda, cuda:N and wgpu"]);
     fails(&dir, with(&["--device", "cpu,"]), 2, &["\"\" is none of"]);
     let two = with(&["--device", "cpu,cpu", "--ulysses-degree", "2", "-o", "two/"]);
     assert!(two.status.success(), "{}", stderr(&two));

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use burn::tensor::{Device, FloatDType};
 use clap::{Args as ClapArgs, ValueEnum};
+use xdit_comm::local::World;
 use xdit_core::checkpoint::Quantization;
 use xdit_core::mesh::ParallelConfig;
 use xdit_core::ops::{QuantizationError, check_quantization};
@@ -73,7 +74,7 @@ pub struct Settings {
 /// On what, and how precisely.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Compute {
-    /// cpu, cuda:N or wgpu; one for all ranks, or one for each rank, as in cuda:0,cuda:1
+    /// cpu, cuda (a GPU for each rank, as far as there are so many), cuda:N or wgpu; one for all ranks, or one for each, as in cuda:0,cuda:1
     #[arg(long, visible_alias = "devices", default_value = "cpu")]
     pub device: Devices,
     /// Precision of weights and activations [default: f32 on cpu and wgpu, bf16 on cuda]
@@ -102,12 +103,18 @@ impl Compute {
         }
     }
 
-    /// One device for all ranks or one for each, if they are there and can do what is asked.
+    /// Ranks on these devices.
+    pub fn world(&self, n_ranks: usize) -> Result<World> {
+        let devices = self.open_all(n_ranks)?;
+        Ok(if self.device.are_apart() { World::apart(devices) } else { World::new(devices) })
+    }
+
+    /// Each rank's device, if they are there and can do what is asked.
     pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
         self.check(n_ranks)?;
         let devices = self.device.open_all(n_ranks)?;
         if let Some(kind) = self.quantization() {
-            for (device, name) in devices.iter().zip(self.device.names()) {
+            for (device, name) in devices.iter().zip(self.device.names().cycle()) {
                 check_quantization(device, self.dtype().into(), kind).with_context(|| on(&name))?;
             }
         }
