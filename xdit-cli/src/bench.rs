@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, anyhow, bail};
-use burn::tensor::{DType, Device, FloatDType};
+use burn::tensor::{DType, Device, ExecutionError, FloatDType};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use xdit_core::device::{failure, memory};
 use xdit_core::observer::Observer;
 use xdit_models::bench::ops::{Op, Rate};
 use xdit_models::pipeline::{Measured, Options, OutputType, Pipeline, Request, Runs, estimate};
@@ -197,7 +198,11 @@ fn record(args: &Bench, measured: &Measured, progress: &Progress) -> Value {
 fn time(op: Op, args: &Bench, out: &mut Stdout) -> Result<()> {
     let device = args.compute.open_all(1)?.remove(0);
     let needed = op.bytes(DType::from(dtype(args)).size());
-    let free = if device == Device::flex() { estimate::free_memory() } else { None }.unwrap_or(MOST_BYTES);
+    let free = match device == Device::flex() {
+        true => estimate::free_memory(),
+        false => memory(&device).map(|memory| memory.free),
+    };
+    let free = free.unwrap_or(MOST_BYTES);
     if needed > free {
         bail!("{op} takes {} of memory where {} are free", HumanBytes(needed), HumanBytes(free));
     }
@@ -205,8 +210,8 @@ fn time(op: Op, args: &Bench, out: &mut Stdout) -> Result<()> {
     if quantization.is_some_and(|kind| !op.quantises(kind)) {
         bail!("{op} is not done in fp8: that is for linear layers whose k and n are multiples of 16");
     }
-    let Rate { median, best } =
-        op.time(&device, dtype(args), quantization).map_err(|error| anyhow!("{op}: {error}"))?;
+    let failed = |error: ExecutionError| anyhow!("{op}: {}", failure(&device, &error.to_string()));
+    let Rate { median, best } = op.time(&device, dtype(args), quantization).map_err(failed)?;
     let [dtype, device] = place(args);
     let tflops = op.flops() / median / 1e12;
     match args.json {

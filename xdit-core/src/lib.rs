@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod folder;
 
 pub mod comm;
+pub mod device;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -5,6 +5,7 @@ use std::thread;
 
 use burn::tensor::{Device, Tensor};
 use xdit_core::comm::{Call, CommError, Communicator, Form, Part, Pending, Stats};
+use xdit_core::device::failure;
 
 use super::shared::Shared;
 use super::state::{Lane, Letter, Slot};
@@ -236,11 +237,11 @@ impl Seat {
         let here = if sent.device() != self.device {
             let here = sent.clone().to_device(&self.device);
             // Burn 0.22 may reuse the sender's memory while a GPU still reads it, so `sent` lives until then
-            self.device.sync().map_err(|e| failed(e.to_string()))?;
+            self.device.sync().map_err(|e| failed(failure(&self.device, &e.to_string())))?;
             here
         } else {
             // one device that stands for two
-            let data = sent.try_into_data().map_err(|e| failed(e.to_string()))?;
+            let data = sent.try_into_data().map_err(|e| failed(failure(&self.device, &e.to_string())))?;
             Tensor::from_data(data, (&self.device, dtype))
         };
         Ok(Some(Part::of_flat(form, Some(here))))

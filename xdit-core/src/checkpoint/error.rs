@@ -229,6 +229,17 @@ pub enum LoadError {
         /// The length that its header gives.
         expected: u64,
     },
+    /// A GPU does not take a tensor.
+    #[cfg(feature = "cuda")]
+    #[error("{}: tensor {tensor}: {source}", file.display())]
+    Device {
+        /// The checkpoint file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: crate::cuda::CudaError,
+    },
     /// Two tensors share a name.
     #[error("{}: tensor {tensor} is already in {}", file.display(), other.display())]
     Duplicate {

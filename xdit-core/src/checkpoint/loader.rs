@@ -9,9 +9,15 @@ use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 use super::convert::{Runs, convert, is_float};
 use super::drawn::normal;
 use super::error::shown;
+#[cfg(feature = "cuda")]
+use super::header::Place;
 use super::quantization::Quantization;
+#[cfg(feature = "cuda")]
+use super::upload;
 use super::weights::Stored;
 use super::{LoadError, Weights};
+#[cfg(feature = "cuda")]
+use crate::cuda::staging::Staging;
 
 /// Reads a model's tensors by name, in the dtype that the model computes in.
 ///
@@ -51,6 +57,9 @@ struct Record<'a> {
     bytes: u64,
     resident: u64,
     largest: u64,
+    // made for the first tensor; `None` on another device
+    #[cfg(feature = "cuda")]
+    staging: Option<Option<Staging>>,
 }
 
 /// What loading a component came to.
@@ -284,12 +293,39 @@ impl<'a> Loader<'a> {
             n => at + runs.first..at + runs.first + (n - 1) * runs.stride + runs.len,
         };
         bytes.will_need(span.clone());
+        #[cfg(feature = "cuda")]
+        if let Some(tensor) = self.upload(weights, name, stored, runs, part)? {
+            self.tell(done);
+            return Ok(tensor);
+        }
         let src = &bytes.as_slice()[place.range.clone()];
         let data = convert(src, place.dtype, runs, self.dtype, Shape::from(part));
         bytes.done_with(span);
 
         self.tell(done);
         Ok(Tensor::from_data(data, (&self.device, DType::from(self.dtype))))
+    }
+
+    /// The tensor in a GPU's memory, if that is where it belongs and the device can convert it.
+    #[cfg(feature = "cuda")]
+    fn upload<const D: usize>(
+        &self,
+        weights: &'a Weights,
+        name: &str,
+        stored: &Stored,
+        runs: Runs,
+        part: [usize; D],
+    ) -> Result<Option<Tensor<D>>, LoadError> {
+        let file = weights.file_of(stored);
+        let mut record = self.record.borrow_mut();
+        if record.staging.is_none() {
+            let staging = Staging::new(&self.device, weights.n_bytes());
+            record.staging = Some(staging.map_err(|error| upload::refused(file, name, error))?);
+        }
+        let Some(Some(staging)) = &mut record.staging else { return Ok(None) };
+        let Place { dtype, range, .. } = &stored.place;
+        let source = upload::Source { file, bytes: weights.bytes_of(stored), first: range.start, dtype: *dtype, runs };
+        upload::upload(staging, &source, name, part, self.dtype)
     }
 
     /// A tensor without a file, whose bytes count as if they had been read.

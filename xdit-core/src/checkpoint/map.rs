@@ -12,7 +12,11 @@ use super::LoadError;
 /// A checkpoint file's bytes.
 #[derive(Debug)]
 pub(super) enum Bytes {
-    Mapped(Mmap),
+    Mapped {
+        map: Mmap,
+        #[cfg(all(unix, feature = "cuda"))]
+        file: File,
+    },
     Static(&'static [u8]),
 }
 
@@ -25,20 +29,35 @@ impl Bytes {
             return Err(LoadError::NotAFile { path: path.into() });
         }
         let file = File::open(path).map_err(failed)?;
-        Ok(Self::Mapped(map(&file).map_err(failed)?))
+        Ok(Self::Mapped {
+            map: map(&file).map_err(failed)?,
+            #[cfg(all(unix, feature = "cuda"))]
+            file,
+        })
     }
 
     pub fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped { map, .. } => map,
             Self::Static(bytes) => bytes,
         }
+    }
+
+    /// Reads what begins at `at` into `part` without touching the map: no page of the file becomes this process's.
+    #[cfg(feature = "cuda")]
+    pub fn read_at(&self, at: usize, part: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        if let Self::Mapped { file, .. } = self {
+            return std::os::unix::fs::FileExt::read_exact_at(file, part, at as u64);
+        }
+        part.copy_from_slice(&self.as_slice()[at..at + part.len()]);
+        Ok(())
     }
 
     /// Tells the system that `range` is about to be read.
     pub fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped { map, .. } = self {
             // Only a hint: a system that refuses it reads as well.
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
@@ -48,7 +67,7 @@ impl Bytes {
 
     /// Tells the system that this process is done with `range`: resident memory stays that of the tensors alone.
     pub fn done_with(&self, range: Range<usize>) {
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped { map, .. } = self {
             drop_pages(map, range);
         }
     }

@@ -1,11 +1,15 @@
 //! The GPUs of this machine.
 #![expect(unsafe_code, reason = "asks the driver")]
 
+use burn::tensor::Device;
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::error::CudaError;
+use super::gpu::current_memory;
 use super::libraries;
+use super::raw::{DeviceTensor, enqueue_now};
+use crate::device::Memory;
 
 /// A GPU.
 #[derive(Debug, Clone)]
@@ -46,6 +50,11 @@ pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
     driver::init().map_err(CudaError::driver("cuInit"))?;
     let n = driver::device::get_count().map_err(CudaError::driver("cuDeviceGetCount"))?;
     (0..n).map(device).collect()
+}
+
+/// The memory of `device`; `None` if it is not a CUDA device, or does not say.
+pub fn memory(device: &Device) -> Option<Memory> {
+    enqueue_now(&DeviceTensor::any(device)?, |_, _| current_memory()).ok()
 }
 
 fn device(index: i32) -> Result<DeviceInfo, CudaError> {

@@ -2,6 +2,8 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::nvrtc::result::NvrtcError;
 
+use crate::device::{Memory, out_of_memory};
+
 /// What can go wrong beneath an operation on a GPU.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,6 +35,20 @@ pub enum CudaError {
         name: String,
         /// Compute capability, 90 for 9.0.
         sm: u32,
+    },
+    /// The device has not that much memory left.
+    #[error("{}", out_of_memory(*asked, memory))]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        asked: u64,
+        /// What there is.
+        memory: Memory,
+    },
+    /// CubeCL refused work.
+    #[error("{reason}")]
+    Refused {
+        /// What it says, a line.
+        reason: String,
     },
     /// cuBLASLt refused a product.
     #[error("cuBLASLt: a product of {m} x {k} x {n} numbers failed: {error}")]

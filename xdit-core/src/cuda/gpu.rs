@@ -13,6 +13,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUm
 use super::error::CudaError;
 use super::kernels::{self, Kernel};
 use super::libraries;
+use crate::device::Memory;
 
 thread_local! {
     /// CubeCL runs all that touches a device on one thread, so that these need no locks. By the device's number.
@@ -108,7 +109,10 @@ impl Gpu {
             return Ok(*at);
         }
         // SAFETY: lives as long as the process
-        let at = unsafe { driver::malloc_sync(SCRATCH) }.map_err(CudaError::driver("cuMemAlloc"))?;
+        let at = unsafe { driver::malloc_sync(SCRATCH) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(SCRATCH as u64),
+            _ => CudaError::driver("cuMemAlloc")(error),
+        })?;
         self.scratch.insert(self.stream as usize, at);
         Ok(at)
     }
@@ -158,6 +162,23 @@ impl Gpu {
             .map_err(CudaError::driver("cuModuleLoadData"))?;
         self.modules.insert(key, module);
         Ok(module)
+    }
+}
+
+/// That of the current context's device.
+pub(super) fn current_memory() -> Result<Memory, CudaError> {
+    let mut device = 0;
+    // SAFETY: writes a number
+    unsafe { sys::cuCtxGetDevice(&mut device) }.result().map_err(CudaError::driver("cuCtxGetDevice"))?;
+    let (free, total) = driver::mem_get_info().map_err(CudaError::driver("cuMemGetInfo"))?;
+    Ok(Memory { device: format!("cuda:{device}"), free: free as u64, total: total as u64 })
+}
+
+/// What there is to say when the current context's device has not so many bytes.
+pub(super) fn out_of_memory(asked: u64) -> CudaError {
+    match current_memory() {
+        Ok(memory) => CudaError::OutOfMemory { asked, memory },
+        Err(error) => error,
     }
 }
 

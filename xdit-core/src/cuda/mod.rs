@@ -3,6 +3,7 @@
 //! - [`libraries`]: where the driver, NVRTC, cuBLASLt and cuDNN are found
 //! - [`raw`]: the memory behind a tensor, and work in its stream's order: all that depends on Burn's inner workings
 //! - [`gpu`]: what a device's thread keeps: compiled kernels, cuBLASLt's handle
+//! - [`staging`]: from files into a GPU's memory
 //! - [`products`]: dense products by cuBLASLt
 //! - [`fp8`]: what those of FP8 need
 //! - [`cudnn`]: convolutions, where cuDNN is installed
@@ -23,8 +24,9 @@ pub mod libraries;
 pub mod peers;
 pub mod products;
 pub mod raw;
+pub mod staging;
 pub mod tensor_map;
 mod tuning;
 
-pub use self::devices::{DeviceInfo, devices};
+pub use self::devices::{DeviceInfo, devices, memory};
 pub use self::error::CudaError;

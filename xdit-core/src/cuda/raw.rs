@@ -13,6 +13,7 @@
 #![expect(unsafe_code, reason = "gives out raw pointers to device memory")]
 
 use burn::tensor::{DType, Device, Shape, Tensor};
+use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 use burn_dispatch::{BackendTensor, DispatchAutodiffContext, DispatchDevice, DispatchTensor, DispatchTensorKind};
 use cubecl::cuda::CudaRuntime;
@@ -21,12 +22,13 @@ use cubecl_common::device_handle::DeviceHandle;
 use cubecl_environment::backtrace::BackTrace;
 use cubecl_environment::stream::StreamId;
 use cubecl_server::runtime::Runtime;
-use cubecl_server::server::{ServerError, ServerStorage};
+use cubecl_server::server::{BufferBinding, IoError, ServerError, ServerStorage};
 use cubecl_server::storage::{ComputeStorage, ManagedResource};
 use cubecl_server::stream::{ExecuteScope, WriteScoped, failed_writing};
 
 use super::error::CudaError;
-use super::gpu::Gpu;
+use super::gpu::{Gpu, out_of_memory};
+use crate::device::root_cause;
 
 type CudaServer = <CudaRuntime as Runtime>::Server;
 type GpuResource = <<CudaServer as ServerStorage>::Storage as ComputeStorage>::Resource;
@@ -42,6 +44,22 @@ impl DeviceTensor {
             DispatchTensorKind::Cube(BackendTensor::Float(x)) if is_cuda(&x) => Some(Self(x)),
             _ => None,
         }
+    }
+
+    /// A number on `device`, for what is asked of the device alone; `None` if it is not a CUDA device.
+    pub fn any(device: &Device) -> Option<Self> {
+        match device.as_dispatch() {
+            DispatchDevice::Cube(CubeDevice::Cuda(_)) => Self::of(&Tensor::<1>::empty([1], (device, DType::F32))),
+            _ => None,
+        }
+    }
+
+    fn thread(&self) -> DeviceHandle<CudaServer> {
+        DeviceHandle::new(self.0.client.service_id().device)
+    }
+
+    fn binding(&self) -> BufferBinding {
+        self.0.handle.clone().binding()
     }
 
     /// The inverse of [`DeviceTensor::of`].
@@ -86,7 +104,7 @@ impl DeviceTensor {
     /// The tensors one after the other along `dim`, if they lie so in memory: a view.
     pub fn joined(parts: &[Self], dim: usize) -> Option<Self> {
         let (first, last) = (parts.first()?, parts.last()?);
-        let memory = |x: &Self| x.0.handle.clone().binding().claim_key().0;
+        let memory = |x: &Self| x.binding().claim_key().0;
         let begins = |x: &Self| x.0.handle.offset_start.unwrap_or(0);
         let (strides, step) = (first.strides(), first.strides()[dim] * first.dtype().size());
         let mut expected = begins(first);
@@ -144,13 +162,13 @@ impl DeviceTensor {
 /// The number of a CUDA device.
 pub fn number(device: &Device) -> Option<i32> {
     match device.as_dispatch() {
-        DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(device)) => i32::try_from(device.index).ok(),
+        DispatchDevice::Cube(CubeDevice::Cuda(device)) => i32::try_from(device.index).ok(),
         _ => None,
     }
 }
 
 fn is_cuda(x: &CubeTensor) -> bool {
-    matches!(x.device, burn_cubecl::CubeDevice::Cuda(_))
+    matches!(x.device, CubeDevice::Cuda(_))
 }
 
 /// Runs `work` on the device's thread, after what wrote these tensors and before what is enqueued later.
@@ -162,28 +180,11 @@ pub fn enqueue<const R: usize, const W: usize>(
     writes: [&DeviceTensor; W],
     work: impl FnOnce(&mut Gpu, [u64; R], [u64; W]) -> Result<(), CudaError> + Send + 'static,
 ) {
-    let device = DeviceHandle::<CudaServer>::new(writes[0].0.client.service_id().device);
-    let binding = |x: &DeviceTensor| x.0.handle.clone().binding();
-    let (reads, writes) = (reads.map(binding), writes.map(binding));
+    let device = writes[0].thread();
+    let (reads, writes) = (reads.map(DeviceTensor::binding), writes.map(DeviceTensor::binding));
     let stream = StreamId::current();
     device.submit(move |server: &mut CudaServer| {
-        // the resources are held until all is enqueued: what is held is not moved
-        let held: Result<Vec<_>, ServerError> =
-            reads.iter().chain(&writes).map(|binding| server.get_resource(binding.clone(), stream)).collect();
-        let held = match held {
-            Ok(held) => held,
-            Err(error) => return failed_writing(server, stream, writes.to_vec(), error),
-        };
-        let from = std::array::from_fn(|i| held[i].resource().ptr);
-        let to = std::array::from_fn(|i| held[R + i].resource().ptr);
-        ExecuteScope::over(server, stream, writes.to_vec()).execute(|server| {
-            let mut streams = server.write_streams().resolve(stream, reads.iter().chain(&writes))?;
-            let raw = streams.current().sys;
-            // SAFETY: `get_resource` has made the device's context current on this thread
-            let done = unsafe { Gpu::on_this_thread(raw, |gpu| work(gpu, from, to)) };
-            done.map_err(|error| ServerError::Generic { reason: error.to_string(), backtrace: BackTrace::capture() })
-        });
-        drop(held);
+        let _ = execute(server, stream, reads, writes, work);
     });
 }
 
@@ -216,4 +217,69 @@ pub fn lend(x: &DeviceTensor, work: impl FnOnce(Result<(&mut Gpu, u64, Held), Cu
             }
         }
     });
+}
+
+/// [`enqueue`]s what writes `tensor`, and waits until that is done: what is enqueued may run later, but what goes wrong
+/// with it is known at once.
+pub fn enqueue_now<T: Send>(
+    tensor: &DeviceTensor,
+    work: impl FnOnce(&mut Gpu, u64) -> Result<T, CudaError> + Send,
+) -> Result<T, CudaError> {
+    let (stream, binding) = (StreamId::current(), tensor.binding());
+    let done = tensor.thread().submit_blocking(move |server: &mut CudaServer| {
+        execute(server, stream, [], [binding], |gpu, [], [at]| work(gpu, at))
+    });
+    match done {
+        Ok(done) => done.map_err(|error| CudaError::Refused { reason: root_cause(&error.to_string()) }),
+        Err(error) => {
+            let reason = error.message().unwrap_or("the thread of the device is gone").into();
+            Err(CudaError::Refused { reason })
+        }
+    }
+}
+
+/// On the device's thread.
+fn execute<const R: usize, const W: usize, T>(
+    server: &mut CudaServer,
+    stream: StreamId,
+    reads: [BufferBinding; R],
+    writes: [BufferBinding; W],
+    work: impl FnOnce(&mut Gpu, [u64; R], [u64; W]) -> Result<T, CudaError>,
+) -> Result<T, ServerError> {
+    // the resources are held until all is enqueued: what is held is not moved
+    let held: Result<Vec<_>, ServerError> =
+        reads.iter().chain(&writes).map(|binding| server.get_resource(binding.clone(), stream)).collect();
+    let held = match held {
+        Ok(held) => held,
+        Err(error) => {
+            let error = asked(&error).map_or(error, |bytes| said(&out_of_memory(bytes)));
+            failed_writing(server, stream, writes.to_vec(), error.clone());
+            return Err(error);
+        }
+    };
+    let from = std::array::from_fn(|i| held[i].resource().ptr);
+    let to = std::array::from_fn(|i| held[R + i].resource().ptr);
+    let done = ExecuteScope::over(server, stream, writes.to_vec()).execute(|server| {
+        let mut streams = server.write_streams().resolve(stream, reads.iter().chain(&writes))?;
+        let raw = streams.current().sys;
+        // SAFETY: `get_resource` has made the device's context current on this thread
+        let done = unsafe { Gpu::on_this_thread(raw, |gpu| work(gpu, from, to)) };
+        done.map_err(|error| said(&error))
+    });
+    drop(held);
+    done.into_result()
+}
+
+fn said(error: &CudaError) -> ServerError {
+    ServerError::Generic { reason: error.to_string(), backtrace: BackTrace::capture() }
+}
+
+/// The bytes that CubeCL asked the device for in vain, if that is the error.
+fn asked(error: &ServerError) -> Option<u64> {
+    match error {
+        ServerError::Several { errors, .. } => errors.iter().find_map(asked),
+        ServerError::Unwritten { root, .. } => asked(root),
+        ServerError::Io(IoError::OutOfMemory { size, .. } | IoError::BufferTooBig { size, .. }) => Some(*size),
+        _ => None,
+    }
 }

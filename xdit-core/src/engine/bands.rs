@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::error::EngineError;
 use super::halt::{Halt, Reason};
 use crate::comm::{CommError, Communicator};
+use crate::device::failure;
 use crate::layout::Shares;
 use crate::ops::cat;
 use crate::sampler::{History, Sampler, Tokens};
@@ -91,7 +92,9 @@ impl<'t> Bands<'t> {
 
     /// Ends the picture if what a step left is no numbers any more.
     pub fn check_finite(&self, work: Work, halt: &Halt) -> Result<(), EngineError> {
-        let data = self.of(work.patch).try_into_data().map_err(|e| EngineError::Read(e.to_string()))?;
+        let latents = self.of(work.patch);
+        let device = latents.device();
+        let data = latents.try_into_data().map_err(|e| EngineError::Read(failure(&device, &e.to_string())))?;
         let values = data.try_to_vec::<f32>().map_err(|e| EngineError::Read(e.to_string()))?;
         let n_bad = values.iter().filter(|x| !x.is_finite()).count();
         if n_bad > 0 {

@@ -142,8 +142,8 @@ fn rate<const D: usize>(device: &Device, launch: impl Fn() -> Tensor<D>) -> Resu
         drop(last);
         Ok(start.elapsed())
     };
-    // kernels are compiled and chosen first
-    batch(1)?;
+    // kernels are compiled and chosen first; what failed says so when it is read
+    launch().slice(std::array::from_fn::<_, D, _>(|_| 0..1)).try_into_data()?;
     let once = batch(1)?;
     let n = (BATCH.as_secs_f64() / once.as_secs_f64().max(1e-9)) as usize;
     let n = n.clamp(1, MOST_LAUNCHES);

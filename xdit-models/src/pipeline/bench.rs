@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, FloatDType};
 use xdit_core::checkpoint::Quantization;
+use xdit_core::device::failure;
 use xdit_core::engine::{Halt, Reason};
 use xdit_core::observer::{Observer, Phase};
 
@@ -215,7 +216,7 @@ impl Bench {
         if worker.world.rank() == 0 {
             let side = SQUARE[usize::from(device == Device::flex())];
             let rate = Op::square(side).time(&device, self.dtype, self.quantization);
-            let rate = rate.map_err(|error| lost(&error))?;
+            let rate = rate.map_err(|error| lost(&device, &error))?;
             let device_bytes = device.memory_pool_usage().map(|usage| usage.bytes_reserved);
             desk.hand_over(Taken { seconds, square: (Op::square(side), rate), device_bytes });
         }
@@ -225,11 +226,11 @@ impl Bench {
 
 /// Until the device has done what it was given.
 fn wait(device: &Device) -> Result<(), PipelineError> {
-    device.sync().map_err(|error| lost(&error))
+    device.sync().map_err(|error| lost(device, &error))
 }
 
-fn lost(error: &dyn std::error::Error) -> PipelineError {
-    PipelineError::Read { what: "what was measured", message: error.to_string() }
+fn lost(device: &Device, error: &dyn std::error::Error) -> PipelineError {
+    PipelineError::Read { what: "what was measured", message: failure(device, &error.to_string()) }
 }
 
 /// Sees the steps of a run pass by.

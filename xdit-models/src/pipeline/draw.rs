@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use xdit_core::device::failure;
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
 use xdit_core::engine::{self, Cfg, Denoise, EngineError, Halt, Reason, SkipLayers};
 use xdit_core::mesh::Mesh;
@@ -238,6 +239,7 @@ fn on_device(text: &TextEmbeddings, device: &Device) -> TextEmbeddings {
 
 fn read<const D: usize>(x: Tensor<D>, what: &'static str) -> Result<Vec<f32>, PipelineError> {
     let fail = |message: String| PipelineError::Read { what, message };
-    let data = xdit_core::ops::to_f32(x).try_into_data().map_err(|e| fail(e.to_string()))?;
+    let device = x.device();
+    let data = xdit_core::ops::to_f32(x).try_into_data().map_err(|e| fail(failure(&device, &e.to_string())))?;
     data.try_to_vec::<f32>().map_err(|e| fail(e.to_string()))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::DType;
 use xdit_core::checkpoint::LoadError;
 use xdit_core::comm::CommError;
+use xdit_core::device::LESS;
 use xdit_core::engine::{EngineError, suspect};
 use xdit_core::mesh::PlanError;
 use xdit_core::observer::Phase;
@@ -107,6 +108,16 @@ pub enum PipelineError {
         /// Of a step, estimated.
         time: String,
     },
+    /// More weights than a GPU has memory for.
+    #[error("the weights take {} GiB of memory on {device}, where {} are free; {LESS}", gib(*weights), gib(*free))]
+    DeviceMemory {
+        /// As in `--device`.
+        device: String,
+        /// Bytes: of all that are there at once.
+        weights: u64,
+        /// Bytes.
+        free: u64,
+    },
     /// The observer asked for it.
     #[error("cancelled during {0}")]
     Cancelled(Phase),
@@ -136,7 +147,7 @@ pub enum PipelineError {
     },
 }
 
-fn gib(bytes: u64) -> String {
+pub(super) fn gib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / f64::from(1 << 30))
 }
 

@@ -1,11 +1,14 @@
 //! What a request takes, before anything of it runs: whether the memory suffices, how long a step may take.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use burn::tensor::Device;
+use xdit_core::device::{Memory, memory};
 use xdit_core::dit::DitSpec;
 use xdit_core::observer::Observer;
 
-use crate::pipeline::error::PipelineError;
+use crate::pipeline::error::{PipelineError, gib};
 use crate::pipeline::generate::{Applied, Pipeline};
 use crate::pipeline::request::{OutputType, Request, Settings};
 
@@ -23,7 +26,8 @@ fn flops_of_a_pass(spec: &DitSpec, n_tokens: usize) -> f64 {
 }
 
 impl Pipeline {
-    /// Refuses what the CPU's memory is too small for, and says how long a step takes if that is long.
+    /// Refuses what the CPU's memory is too small for, and says how long a step takes if that is long. Refuses weights that a
+    /// GPU has no room for, and warns of a picture that may not fit.
     pub(super) fn check_memory(
         &self,
         request: &Request,
@@ -31,7 +35,55 @@ impl Pipeline {
         guidance: &Applied,
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
-        self.check_free(request, settings, guidance, free_memory(), observer)
+        self.check_free(request, settings, guidance, free_memory(), observer)?;
+        // a later request finds its weights there, and memory of the first one that the pool keeps
+        if self.holds_weights() {
+            return Ok(());
+        }
+        let memory = |(device, ranks): &(Device, Vec<usize>)| Some((memory(device)?, ranks.clone()));
+        let gpus: Vec<_> = self.on_gpus.iter().filter_map(memory).collect();
+        self.check_gpus(request, settings, guidance, &gpus, observer)
+    }
+
+    fn check_gpus(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        guidance: &Applied,
+        gpus: &[(Memory, Vec<usize>)],
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
+        if gpus.is_empty() {
+            return Ok(());
+        }
+        let plan = self.plan_steps(self.planned(request).as_ref(), settings, guidance, settings.num_inference_steps)?;
+        for (memory, ranks) in gpus {
+            let Memory { device, free, .. } = memory;
+            let encoders = plan.encoders.iter().map(|encoder| encoder.weights).filter(|_| ranks.contains(&0));
+            let weights = plan.weights(ranks).max(encoders.max().unwrap_or(0));
+            if weights > *free {
+                return Err(PipelineError::DeviceMemory { device: device.clone(), weights, free: *free });
+            }
+            // activations are those of the CPU's kernels: near enough for a warning
+            let needed = plan.phases(ranks).peak();
+            if needed > *free {
+                let [height, width] = settings.drawn;
+                observer.warn(&format!(
+                    "a picture of {height}x{width} (height x width) takes about {} GiB of memory on {device}, where {} are free",
+                    gib(needed),
+                    gib(*free)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The request whose memory is planned: there is no decoder where weights are random.
+    fn planned<'a>(&self, request: &'a Request) -> Cow<'a, Request> {
+        match self.components.drawn {
+            true => Cow::Owned(Request { output: OutputType::Latent, ..request.clone() }),
+            false => Cow::Borrowed(request),
+        }
     }
 
     fn check_free(
@@ -45,10 +97,7 @@ impl Pipeline {
         if self.on_cpu.is_empty() {
             return Ok(());
         }
-        // nor is there a decoder where weights are random
-        let latents = Request { output: OutputType::Latent, ..request.clone() };
-        let request = if self.components.drawn { &latents } else { request };
-        let plan = self.plan_steps(request, settings, guidance, settings.num_inference_steps)?;
+        let plan = self.plan_steps(self.planned(request).as_ref(), settings, guidance, settings.num_inference_steps)?;
         let planned = plan.phases(&self.on_cpu).peak();
         let program = plan.program(&self.on_cpu);
         // a later request finds its weights in memory, and the program
@@ -126,6 +175,15 @@ mod tests {
     use super::*;
     use crate::pipeline::options::{ModelSource, Options};
 
+    #[derive(Default)]
+    struct Warnings(Vec<String>);
+
+    impl Observer for Warnings {
+        fn warn(&mut self, message: &str) {
+            self.0.push(message.into());
+        }
+    }
+
     const FLUX: DitSpec =
         DitSpec { n_blocks: 57, n_heads: 24, head_dim: 128, channels: 64, joint: true, txt_each_step: false };
 
@@ -165,6 +223,25 @@ mod tests {
         let first = "a picture of 256x256 (height x width), 304 tokens, takes about 0.2 GiB of memory, 0.1 of them the \
                      program's own, where 0.2 are free; a step would take about ";
         assert!(said.starts_with(first), "{said}");
+        let gpu = |free| vec![(Memory { device: "cuda:3".into(), free, total: u64::MAX }, vec![0])];
+        let warned = |pipeline: &Pipeline, free| {
+            let mut warnings = Warnings::default();
+            let checked = pipeline.check_gpus(&request, &settings, &guidance, &gpu(free), &mut warnings);
+            (checked.map_err(|error| error.to_string()), warnings.0)
+        };
+        assert_eq!(warned(&pipeline, planned), (Ok(()), vec![]));
+        let (checked, warnings) = warned(&pipeline, planned - 1);
+        assert_eq!(checked, Ok(()));
+        let warning =
+            "a picture of 256x256 (height x width) takes about 0.1 GiB of memory on cuda:3, where 0.1 are free";
+        assert_eq!(warnings, [warning]);
+        let weights = plan.weights(&[0]);
+        assert_eq!(warned(&pipeline, weights).0, Ok(()));
+        let refused = warned(&pipeline, weights - 1).0.expect_err("a byte is missing");
+        assert!(
+            refused.starts_with("the weights take 0.1 GiB of memory on cuda:3, where 0.1 are free; bf16"),
+            "{refused}"
+        );
         // then the weights are in memory
         pipeline.generate(&request, &mut ()).expect("a picture");
         let more = planned - plan.weights(&[0]);

@@ -56,6 +56,8 @@ pub struct Pipeline {
     launch: Option<Box<Launch>>,
     /// Ranks of this process whose device is the CPU.
     pub(super) on_cpu: Vec<usize>,
+    /// GPUs, and the ranks of each.
+    pub(super) on_gpus: Vec<(Device, Vec<usize>)>,
     pub(super) workers: Workers,
     pub(super) held: Held,
     ranks: Vec<RankMemory>,
@@ -118,6 +120,7 @@ impl Pipeline {
             is_builtin,
             launch: Some(Box::new(launch)),
             on_cpu: Vec::new(),
+            on_gpus: Vec::new(),
             workers: Workers::default(),
             mesh,
             held: Held::default(),
@@ -213,8 +216,16 @@ impl Pipeline {
         let ranks = launch(self.mesh.world_size());
         // a launcher's ranks must be as many as the degrees need
         Mesh::new(*self.mesh.config(), ranks.first().map_or(0, |rank| rank.size()))?;
-        let on_cpu = ranks.iter().filter(|rank| *rank.device() == Device::flex());
-        self.on_cpu = on_cpu.map(|rank| rank.rank()).collect();
+        for rank in &ranks {
+            if *rank.device() == Device::flex() {
+                self.on_cpu.push(rank.rank());
+                continue;
+            }
+            match self.on_gpus.iter_mut().find(|(device, _)| device == rank.device()) {
+                Some((_, ranks)) => ranks.push(rank.rank()),
+                None => self.on_gpus.push((rank.device().clone(), vec![rank.rank()])),
+            }
+        }
         self.workers = Workers::launch(&self.mesh, ranks);
         Ok(())
     }
