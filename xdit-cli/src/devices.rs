@@ -52,7 +52,6 @@ fn cuda() -> Value {
             "nvrtc": library(&libraries.nvrtc),
             "cublaslt": library(&libraries.cublaslt),
             "cudnn": libraries.cudnn.as_ref().map(library),
-            "headers": libraries.headers,
         },
         "devices": found.iter().map(device).collect::<Vec<_>>(),
     })
@@ -96,12 +95,5 @@ fn table(cuda: &Value) -> Vec<String> {
             None => lines.push(format!("        {what} not found")),
         }
     }
-    lines.push(match cuda["libraries"]["headers"].as_str() {
-        Some(headers) => format!("        headers in {headers}"),
-        None => {
-            "        headers not found: Burn's own kernels need them (CUDA_PATH, or `pip install nvidia-cuda-runtime`)"
-                .into()
-        }
-    });
     lines
 }

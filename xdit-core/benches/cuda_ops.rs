@@ -34,6 +34,7 @@ mod cuda {
             .skip(2)
             .filter_map(|arg| arg.split('x').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>())
             .collect();
+        xdit_core::cuda::libraries::load().expect("NVIDIA's libraries");
         let dev = Device::cuda(0);
         match what.as_str() {
             "attention" => shapes.iter().for_each(|shape| attend(shape, &dev)),

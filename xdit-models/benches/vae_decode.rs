@@ -37,7 +37,10 @@ fn main() -> Result<()> {
             "--device" => match args.next().as_deref() {
                 Some("cpu") => {}
                 #[cfg(feature = "cuda")]
-                Some("cuda") => device = Device::cuda(0),
+                Some("cuda") => {
+                    xdit_core::cuda::libraries::load()?;
+                    device = Device::cuda(0);
+                }
                 other => bail!("--device cpu or cuda, not {other:?}"),
             },
             "--dtype" => match args.next().as_deref() {

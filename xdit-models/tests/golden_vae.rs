@@ -85,6 +85,7 @@ fn stages_of_the_others() {
 #[test]
 #[ignore = "needs a GPU"]
 fn stages_on_a_gpu() {
+    xdit_core::cuda::libraries::load().expect("NVIDIA's libraries");
     for name in ["flux-dev", "sd3", "sd35", "pixart-alpha", "pixart-sigma", "hunyuan-v11"] {
         check_stages(name, &Device::cuda(0));
     }

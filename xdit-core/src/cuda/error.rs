@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::nvrtc::result::NvrtcError;
@@ -97,6 +99,14 @@ pub enum CudaError {
     Silent {
         /// How long it was waited for.
         seconds: u64,
+    },
+    /// There is no place for the headers of Burn's kernels.
+    #[error("cannot write headers to {}: {error}; XDG_CACHE_HOME may name another folder", folder.display())]
+    Headers {
+        /// The last place that was tried.
+        folder: PathBuf,
+        /// Why it can't be written.
+        error: std::io::Error,
     },
     /// A kernel does not compile, or not well enough.
     #[error("the kernels of {name} do not compile for {arch}: {log}")]

@@ -124,19 +124,23 @@ fn keep(file: &PathBuf, code: &[u8]) {
 }
 
 /// `$XDG_CACHE_HOME/xdit/kernels` or `~/.cache/xdit/kernels`, where there is one of these.
+pub(super) fn cache_folder() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+    cache.map(|cache| cache.join("xdit/kernels"))
+}
+
 fn cache_file(name: &str, code: &str, options: &str, arch: &str) -> Result<Option<PathBuf>, CudaError> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two numbers
     unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(CudaError::nvrtc("nvrtcVersion"))?;
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
     let mut hash = Sha256::new();
     for part in [code, options, arch, &format!("{major}.{minor}")] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
     let hash: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(cache.map(|cache| cache.join("xdit/kernels").join(format!("{name}-{arch}-{hash}.cubin"))))
+    Ok(cache_folder().map(|cache| cache.join(format!("{name}-{arch}-{hash}.cubin"))))
 }
 
 fn compile(name: &'static str, code: &str, options: &str, arch: &str) -> Result<Vec<u8>, CudaError> {

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use super::error::CudaError;
+use super::headers;
 
 /// A library that was found.
 #[derive(Debug, Clone)]
@@ -29,14 +30,12 @@ pub struct Libraries {
     pub cublaslt: Found,
     /// Convolutions, and attention; optional.
     pub cudnn: Option<Found>,
-    /// CUDA's headers, which Burn's own kernels include; optional.
-    pub headers: Option<PathBuf>,
 }
 
 /// Loads all libraries once for the process; they stay loaded, so that whoever asks for them by name gets these.
 ///
 /// # Errors
-/// A library that is not there or too old, and what to install.
+/// A library that is not there or too old, and what to install; the headers of Burn's kernels can't be written.
 pub fn load() -> Result<&'static Libraries, CudaError> {
     static LIBRARIES: OnceLock<Result<Libraries, CudaError>> = OnceLock::new();
     let found = LIBRARIES.get_or_init(search);
@@ -75,12 +74,10 @@ fn search() -> Result<Libraries, CudaError> {
             path: path.clone(),
             version: dotted(size(library, b"cudnnGetVersion\0"), 10_000),
         }),
-        headers: headers(),
     };
-    if let Some(headers) = libraries.headers.as_ref().filter(|_| std::env::var_os("CUDA_PATH").is_none()) {
-        // SAFETY: CubeCL looks for headers there and nowhere else; the program comes by here before it starts threads
-        unsafe { std::env::set_var("CUDA_PATH", headers) };
-    }
+    // SAFETY: CubeCL looks for headers there and nowhere else; the program comes by here before it starts threads. The
+    // libraries that are in a toolkit there were found above
+    unsafe { std::env::set_var("CUDA_PATH", headers::on_disk()?) };
     for library in [driver, nvrtc, cublaslt].into_iter().chain(cudnn.map(|(library, _)| library)) {
         std::mem::forget(library);
     }
@@ -139,13 +136,6 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The folder whose `include` holds `cuda_fp16.h`.
-fn headers() -> Option<PathBuf> {
-    let toolkits = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda"), PathBuf::from("/opt/cuda")]);
-    toolkits.chain(pip_packages()).find(|root| root.join("include/cuda_fp16.h").is_file())
 }
 
 /// What a function of no arguments writes into a number.

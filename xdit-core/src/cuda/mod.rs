@@ -1,6 +1,7 @@
 //! CUDA beneath Burn: kernels of our own and NVIDIA's libraries on the memory and the streams of Burn's CUDA tensors.
 //!
 //! - [`libraries`]: where the driver, NVRTC, cuBLASLt and cuDNN are found
+//! - `headers`: what Burn's kernels include
 //! - [`raw`]: the memory behind a tensor, and work in its stream's order: all that depends on Burn's inner workings
 //! - [`gpu`]: what a device's thread keeps: compiled kernels, cuBLASLt's handle
 //! - [`staging`]: from files into a GPU's memory
@@ -19,6 +20,7 @@ mod devices;
 mod error;
 pub mod fp8;
 pub mod gpu;
+mod headers;
 pub mod kernels;
 pub mod libraries;
 pub mod peers;

@@ -7,6 +7,7 @@ use xdit_core::ops::to_f32;
 pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 pub fn gpu() -> Device {
+    xdit_core::cuda::libraries::load().expect("NVIDIA's libraries");
     Device::cuda(0)
 }
 
