@@ -85,7 +85,7 @@ const COMPARISONS: &[Op] = &[
 ];
 
 const MOVES: &[Op] = &[
-    ("int and back", |x| flat((x.a.clone() * 3.0).int().float())),
+    ("int and back", |x| flat((x.a.clone() * 4.0).int().float())),
     ("permute", |x| flat(x.a.clone().permute([2, 0, 1]) + 0.5)),
     ("slice", |x| flat(x.a.clone().slice([0..1, 3..29, 7..52]) * 2.0)),
     ("slice_assign", |x| flat(x.a.clone().slice_assign([0..1, 3..5, 0..8], x.b.clone().slice([1..2, 7..9, 8..16])))),
@@ -163,10 +163,10 @@ fn there(x: &Inputs, dtype: DType) -> Inputs {
     }
 }
 
-/// The rounding of a result, in Burn's kernels also of what it is made of.
+/// The rounding of a result, in Burn's kernels also of what it is made of: a convolution here adds 72 products one by one.
 fn tolerance(dtype: DType, of_f32: f64) -> f64 {
     match dtype {
-        DType::BF16 => 1e-2,
+        DType::BF16 => 1.2e-2,
         DType::F16 => 1.5e-3,
         _ => of_f32,
     }
