@@ -238,10 +238,9 @@ mod tests {
         let weights = plan.weights(&[0]);
         assert_eq!(warned(&pipeline, weights).0, Ok(()));
         let refused = warned(&pipeline, weights - 1).0.expect_err("a byte is missing");
-        assert!(
-            refused.starts_with("the weights take 0.1 GiB of memory on cuda:3, where 0.1 are free; bf16"),
-            "{refused}"
-        );
+        let (weights, free) = (gib(weights), gib(weights - 1));
+        let first = format!("the weights take {weights} GiB of memory on cuda:3, where {free} are free; bf16");
+        assert!(refused.starts_with(&first), "{refused}");
         // then the weights are in memory
         pipeline.generate(&request, &mut ()).expect("a picture");
         let more = planned - plan.weights(&[0]);
