@@ -201,7 +201,7 @@ pub fn lend(x: &DeviceTensor, work: impl FnOnce(Result<(&mut Gpu, u64, Held), Cu
     device.submit(move |server: &mut CudaServer| {
         let held = server.get_resource(binding.clone(), stream);
         let raw = server.write_streams().resolve(stream, [binding].iter()).map(|mut streams| streams.current().sys);
-        let lost = |error: ServerError| CudaError::Lost { reason: error.to_string() };
+        let lost = |error: ServerError| CudaError::Lost { reason: root_cause(&error.to_string()) };
         match held.and_then(|held| Ok((held, raw?))).map_err(lost) {
             Err(error) => work(Err(error)),
             Ok((held, raw)) => {
