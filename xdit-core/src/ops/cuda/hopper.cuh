@@ -29,9 +29,9 @@ __device__ __forceinline__ void store(const Map* map, u32 from, int c0, int c1, 
 }
 
 // A place in a ring, and which time round it is.
-template <int N> struct RingOf {
+template <int DEPTH> struct RingOf {
   u32 stage = 0, phase = 0;
-  __device__ __forceinline__ void next() { if (++stage == N) { stage = 0; phase ^= 1; } }
+  __device__ __forceinline__ void next() { if (++stage == DEPTH) { stage = 0; phase ^= 1; } }
 };
 typedef RingOf<STAGES> Ring;
 
