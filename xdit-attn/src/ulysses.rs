@@ -1,14 +1,19 @@
 //! DeepSpeed-Ulysses (arXiv 2309.14509): every rank trades its share of the tokens for a share of the heads.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
-use xdit_core::comm::{CommError, Communicator, Span, Stats, even_sizes};
+use xdit_core::comm::{CommError, Communicator, Span, Stats, Trade, even_sizes};
 use xdit_core::dit::{Attention, Pass, Qkv, Site};
 use xdit_core::ops;
 
 /// All-to-all before and after an attention of fewer heads over more tokens.
 ///
-/// Per call and rank, of `u` ranks, `4 (u - 1)` messages: of queries, keys and values before and of the output after, each
+/// Per call and rank, of `u` ranks, `2 (u - 1)` messages: of queries, keys and values before and of the output after, each
 /// time `(u - 1) / u` of the rank's bytes. Heads that `u` does not divide are spread as evenly as they can be.
+///
+/// Where messages travel beside the device's work, heads go in two groups, in twice as many messages: while one is attended to,
+/// the other's queries, keys and values come in, or its output goes out.
 ///
 /// On the CPU the result has the bits of one device's, if `inner` has: each head sees all keys in their order.
 pub struct Ulysses<A> {
@@ -54,47 +59,72 @@ impl<A: Attention> Ulysses<A> {
         Pieces { of_rank: shares.group(self.ring).map(of_rank).collect() }
     }
 
-    /// `[batch, heads, tokens of this rank, d]` to `[batch, heads of this rank, tokens of all ranks, d]`, in the
-    /// picture's order: the text first, then patch by patch.
-    fn to_heads(&self, x: Tensor<4>, pieces: &Pieces) -> Result<Tensor<4>, CommError> {
-        let x = by_token(x);
-        let [b, _, n_heads, d] = x.dims();
-        let (me, heads) = (self.comm.rank(), even_sizes(n_heads, self.comm.size()));
-        let blocks = cut(&x, 2, &heads).map(|x| ops::pieces(x, TOKENS, &pieces.of_rank[me])).collect();
-        let span = |at, n| Span { start: [0, at, 0, 0], shape: [b, n, heads[me], d] };
-        let spans: Vec<Vec<_>> = pieces.places().map(|rank| rank.map(|(at, n)| span(at, n)).collect()).collect();
-        let shape = [b, pieces.total(), heads[me], d];
-        Ok(by_token(self.comm.trade_into(blocks, TOKENS, &spans, shape, None)?))
+    /// Starts to make queries, keys and values, each `[batch, heads, tokens of this rank, d]`, to one after the other
+    /// `[batch, tokens of all ranks, heads of this rank, d]`, in the picture's order: the text first, then patch by patch.
+    ///
+    /// - `heads`: by rank, the heads that it takes
+    fn to_heads(&self, qkv: &[Tensor<4>; 3], heads: &[Range<usize>], pieces: &Pieces) -> Result<Trade<4>, CommError> {
+        let [b, _, _, d] = qkv[0].dims();
+        let (mine, n_heads) = (&pieces.of_rank[self.comm.rank()], heads[self.comm.rank()].len());
+        let blocks = |heads: &Range<usize>| {
+            let of_heads = |x: &Tensor<4>| ops::narrow(&by_token(x.clone()), 2, heads.clone());
+            qkv.iter().flat_map(|x| ops::pieces(of_heads(x), TOKENS, mine)).collect()
+        };
+        let spans = |places: Vec<(usize, usize)>| {
+            let span = |i: usize, (at, n)| Span { start: [i * b, at, 0, 0], shape: [b, n, n_heads, d] };
+            (0..3).flat_map(|i| places.iter().map(move |place| span(i, *place))).collect()
+        };
+        let blocks = heads.iter().map(blocks).collect();
+        let spans = pieces.places().map(|places| spans(places.collect())).collect();
+        self.comm.post_trade(blocks, TOKENS, spans, [3 * b, pieces.total(), n_heads, d], None)
     }
 
-    /// The way back. Tokens are cut as evenly as the engine cuts them.
+    /// Starts the way back. Tokens are cut as evenly as the engine cuts them.
     ///
-    /// - `n_heads`: of all ranks
-    /// - `place`: see [`Qkv`]
+    /// - `heads`: by rank, the heads that it took
+    /// - `n_heads`: of the whole output
+    /// - `place`: of the whole output, tokens and heads exchanged
     fn to_tokens(
         &self,
         x: Tensor<4>,
+        heads: &[Range<usize>],
         n_heads: usize,
         pieces: &Pieces,
-        place: Option<Tensor<3>>,
-    ) -> Result<Tensor<4>, CommError> {
+        place: Option<Tensor<4>>,
+    ) -> Result<Trade<4>, CommError> {
         let x = by_token(x);
         let [b, _, _, d] = x.dims();
-        let heads = even_sizes(n_heads, self.comm.size());
         let mine = &pieces.of_rank[self.comm.rank()];
         let n: usize = mine.iter().sum();
         let block = |(at, n): (usize, usize)| ops::narrow(&x, TOKENS, at..at + n);
-        let blocks: Vec<Vec<_>> =
-            pieces.places().map(|rank| rank.filter(|(_, n)| *n > 0).map(block).collect()).collect();
-        let spans = |(first, heads): (usize, usize)| {
-            let span = move |(at, n)| Span { start: [0, at, first, 0], shape: [b, n, heads, d] };
+        let blocks = pieces.places().map(|rank| rank.filter(|(_, n)| *n > 0).map(block).collect()).collect();
+        let spans = |heads: &Range<usize>| {
+            let span = |(at, n)| Span { start: [0, at, heads.start, 0], shape: [b, n, heads.len(), d] };
             one_after_the_other(mine).map(span).collect()
         };
-        let spans: Vec<Vec<_>> = one_after_the_other(&heads).map(spans).collect();
-        let place = place.map(|place| by_token(ops::split_heads(place, n_heads)));
-        Ok(by_token(self.comm.trade_into(blocks, TOKENS, &spans, [b, n, n_heads, d], place)?))
+        let spans = heads.iter().map(spans).collect();
+        self.comm.post_trade(blocks, TOKENS, spans, [b, n, n_heads, d], place)
+    }
+
+    /// The heads that each rank takes, in groups that are attended to one after the other: while the device is busy with one,
+    /// others are on their way.
+    fn groups(&self, n_heads: usize, has_place: bool) -> Vec<Vec<Range<usize>>> {
+        let of_rank = even_sizes(n_heads, self.comm.size());
+        let is_cut = has_place && self.comm.hides() && of_rank.iter().all(|n| *n >= GROUPS);
+        let n_groups = if is_cut { GROUPS } else { 1 };
+        let part = |group: usize| {
+            let of_rank = one_after_the_other(&of_rank).map(move |(first, n)| {
+                let (at, n) = one_after_the_other(&even_sizes(n, n_groups)).nth(group).expect("a group");
+                first + at..first + at + n
+            });
+            of_rank.collect()
+        };
+        (0..n_groups).map(part).collect()
     }
 }
+
+/// Of a rank's heads, where their exchange can be hidden. More would leave too little work for a GPU at once.
+const GROUPS: usize = 2;
 
 impl Pieces {
     /// Tokens of all ranks.
@@ -128,10 +158,6 @@ fn one_after_the_other(sizes: &[usize]) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
-fn cut<'a>(x: &'a Tensor<4>, dim: usize, sizes: &'a [usize]) -> impl Iterator<Item = Tensor<4>> + 'a {
-    one_after_the_other(sizes).map(move |(at, n)| ops::narrow(x, dim, at..at + n))
-}
-
 /// Heads and tokens exchanged, a view. Projections and attention write token by token: cut and joined in that order,
 /// memory is copied in long runs.
 fn by_token(x: Tensor<4>) -> Tensor<4> {
@@ -151,13 +177,39 @@ impl<A: Attention> Attention for Ulysses<A> {
     /// # Panics
     /// If [`begin`](Attention::begin) has not said who holds how many tokens.
     fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
+        self.joint_beside(site, x, n_txt, &mut || ())
+    }
+
+    /// # Panics
+    /// As [`Self::joint`].
+    fn joint_beside(
+        &mut self,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        work: &mut dyn FnMut(),
+    ) -> Result<Tensor<4>, CommError> {
         let pieces = self.pieces(n_txt > 0);
-        let (n_heads, place) = (x.q.dims()[1], x.place);
-        // three messages: to put them into one would copy all of them once more
-        let heads = |x: Tensor<4>| self.to_heads(x, &pieces);
-        let x = Qkv::new([heads(x.q)?, heads(x.k)?, heads(x.v)?]);
+        let [b, n_heads, n, d] = x.q.dims();
+        let place = x.place.map(|place| by_token(ops::split_heads(place, n_heads)));
+        let place = place.or_else(|| ops::room(&x.q, [b, n, n_heads, d]));
+        let groups = self.groups(n_heads, place.is_some());
+        let qkv = [x.q, x.k, x.v];
+        let trade = |heads: &Vec<_>| self.to_heads(&qkv, heads, &pieces);
+        let coming = groups.iter().map(trade).collect::<Result<Vec<_>, _>>()?;
+        drop(qkv);
+        work();
         let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
-        let out = self.inner.joint(site, x, n_txt)?;
-        self.to_tokens(out, n_heads, &pieces, place)
+        let mut going = Vec::new();
+        for (group, (trade, heads)) in coming.into_iter().zip(&groups).enumerate() {
+            let x = Qkv::new(trade.wait_apart::<3>()?.map(by_token));
+            let out = self.inner.joint(Site { group, ..site }, x, n_txt)?;
+            going.push(self.to_tokens(out, heads, n_heads, &pieces, place.clone())?);
+        }
+        let mut out = None;
+        for trade in going {
+            out = Some(trade.wait()?);
+        }
+        Ok(by_token(out.expect("there is a group of heads")))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A back end fills [`Communicator`], which knows of flat [`Part`]s only; it may replace collectives by its own. Everyone
 //! else calls the methods of `dyn Communicator`: `all_to_all`, `all_gather`, `all_reduce`, `broadcast`, `scatter`, `gather`,
-//! `trade`, `trade_into`, `rotate`, `send`, `recv`, `barrier`.
+//! `trade`, `post_trade`, `rotate`, `send`, `recv`, `barrier`.
 //!
 //! Nothing says on the way how large a tensor is: receivers know, and say so.
 
@@ -19,13 +19,13 @@ mod views;
 mod whole;
 
 pub use call::Call;
-pub use collectives::{Posted, Sent, Span, even_sizes};
+pub use collectives::{Posted, Sent, Span, Trade, even_sizes};
 pub use error::{Cause, CommError};
 pub use parts::{Data, Form, Part};
 pub use stats::{Stats, Traffic};
 #[cfg(feature = "cuda")]
 pub use views::Views;
-pub use views::{Offer, reach_each_other};
+pub use views::{Offer, Place, reach_each_other};
 
 use burn::tensor::Device;
 
@@ -72,22 +72,29 @@ pub trait Communicator: Send {
     /// parts or forms that is not [`Self::size`].
     fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError>;
 
-    /// As [`Self::exchange`], for who knows where what comes is to be. A back end that writes there returns `None` for it; others
-    /// leave the places alone.
+    /// Starts [`Self::exchange`], for who has other work meanwhile. Several may be on their way, and are waited for in the
+    /// order in which they were posted. A back end that cannot do so has exchanged when this returns.
     ///
-    /// - `places`: memory on this rank's device for each part, of the forms' shapes and not yet written
+    /// - `places`: where what comes is to be, if the caller knows: memory on this rank's device for each part, of the forms'
+    ///   shapes and not yet written. `None` is returned for what is there in the end; back ends may leave places alone
     ///
     /// # Errors
     /// As [`Self::exchange`].
-    fn exchange_into(
+    fn post_exchange(
         &self,
         call: Call,
         parts: Vec<Part>,
-        forms: &[Form],
-        places: Vec<Part>,
-    ) -> Result<Vec<Option<Part>>, CommError> {
+        forms: Vec<Form>,
+        places: Option<Vec<Part>>,
+    ) -> Result<Box<dyn Pending<Vec<Option<Part>>>>, CommError> {
         drop(places);
-        Ok(self.exchange(call, parts, forms)?.into_iter().map(Some).collect())
+        Ok(Box::new(Over(self.exchange(call, parts, &forms)?.into_iter().map(Some).collect())))
+    }
+
+    /// Whether what is posted travels while this rank's device computes. Who cuts messages up to hide some of them behind work
+    /// asks first: elsewhere it would only make more of them.
+    fn hides(&self) -> bool {
+        false
     }
 
     /// Starts to send to rank `to`, which may be this rank; never waits. Messages between two ranks arrive in the order
@@ -195,4 +202,13 @@ pub trait Pending<T>: Send {
     /// # Errors
     /// A peer that failed, left, kept silent or sent something else.
     fn wait(self: Box<Self>) -> Result<T, CommError>;
+}
+
+/// What was over when it was posted.
+struct Over<T>(T);
+
+impl<T: Send> Pending<T> for Over<T> {
+    fn wait(self: Box<Self>) -> Result<T, CommError> {
+        Ok(self.0)
+    }
 }

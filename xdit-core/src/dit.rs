@@ -242,12 +242,14 @@ pub struct Site {
     pub block: usize,
     /// Which of its calls that need other ranks' tokens, from 0.
     pub call: usize,
+    /// Which of the groups of its heads, where a strategy takes them one after the other; else 0.
+    pub group: usize,
 }
 
 impl Site {
     /// The first call of a block.
     pub fn first(block: usize) -> Self {
-        Self { block, call: 0 }
+        Self { block, call: 0, group: 0 }
     }
 }
 
@@ -333,6 +335,22 @@ pub trait Attention {
     /// # Errors
     /// A peer that failed, left or kept silent.
     fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError>;
+
+    /// [`Self::joint`] beside work that has nothing to do with it, which is done once: while tokens are under way, if they are.
+    ///
+    /// # Errors
+    /// A peer that failed, left or kept silent; the work may not have been done.
+    fn joint_beside(
+        &mut self,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        work: &mut dyn FnMut(),
+    ) -> Result<Tensor<4>, CommError> {
+        let out = self.joint(site, x, n_txt)?;
+        work();
+        Ok(out)
+    }
 
     /// Attention of this rank's image tokens over all image tokens; shaped like `img.q`.
     ///

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use burn::tensor::{Device, Tensor};
-use xdit_core::comm::{Call, CommError, Communicator, Form, Part, Pending, Stats};
+use xdit_core::comm::{Call, CommError, Communicator, Form, Part, Pending, Place, Stats};
 use xdit_core::device::failure;
 
 use super::shared::Shared;
@@ -42,33 +42,21 @@ impl Rank {
         Self { seat: Arc::new(seat), stats: Mutex::default() }
     }
 
-    /// One letter to every member and one from each, in rank order; and the number of this collective.
-    fn swap(&self, letters: Vec<Letter>) -> Result<(Vec<Letter>, u64), CommError> {
+    /// Posts one letter to every member; returns the number of this collective.
+    fn post(&self, letters: Vec<Letter>) -> Result<u64, CommError> {
         let (me, op) = (self.world_rank(), letters[self.rank()].call.op);
         let seat = &*self.seat;
         self.beat();
         let seq = next(&mut seat.counts().collectives);
-        let slot = |from, to| seat.slot(Lane::Collective, from, to, seq);
         seat.shared.with(|state| {
             state.begin(me, op)?;
             for (to, letter) in letters.into_iter().enumerate() {
                 self.record(to, &letter);
-                state.post(slot(self.rank(), to), letter);
+                state.post(seat.slot(Lane::Collective, self.rank(), to, seq), letter);
             }
             Ok(())
         })?;
-        let slots: Vec<_> = (0..self.size()).map(|from| slot(from, self.rank())).collect();
-        let letters = seat.shared.take(me, op, &slots)?;
-        let calls: Vec<_> = seat.members.iter().copied().zip(letters.iter().map(|letter| &*letter.call)).collect();
-        seat.shared.agree(me, &calls)?;
-        Ok((letters, seq))
-    }
-
-    /// `parts[i]` to rank `i`, and what each sent here.
-    fn trade(&self, call: Call, parts: Vec<Part>) -> Result<Vec<Letter>, CommError> {
-        let call = Arc::new(call);
-        let letter = |(to, part)| self.seat.letter(&call, to, part);
-        Ok(self.swap(parts.into_iter().enumerate().map(letter).collect())?.0)
+        Ok(seq)
     }
 
     fn record(&self, to: usize, letter: &Letter) {
@@ -104,37 +92,39 @@ impl Communicator for Rank {
     }
 
     fn exchange(&self, call: Call, parts: Vec<Part>, forms: &[Form]) -> Result<Vec<Part>, CommError> {
-        let (op, size) = (call.op, self.size());
-        if let Some(n) = [parts.len(), forms.len()].into_iter().find(|n| *n != size) {
-            return Err(self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size }));
-        }
-        let letters = self.trade(call, parts)?.into_iter().zip(forms).enumerate();
-        let land =
-            |(from, (letter, form))| Ok(self.seat.land(op, from, letter, form, None)?.expect("no place was given"));
-        letters.map(land).collect()
+        let parts = self.post_exchange(call, parts, forms.to_vec(), None)?.wait()?;
+        Ok(parts.into_iter().map(|part| part.expect("no place was given")).collect())
     }
 
-    fn exchange_into(
+    fn post_exchange(
         &self,
         call: Call,
         parts: Vec<Part>,
-        forms: &[Form],
-        places: Vec<Part>,
-    ) -> Result<Vec<Option<Part>>, CommError> {
-        let (op, size) = (call.op, self.size());
-        if let Some(n) = [parts.len(), forms.len(), places.len()].into_iter().find(|n| *n != size) {
+        forms: Vec<Form>,
+        places: Option<Vec<Part>>,
+    ) -> Result<Box<dyn Pending<Vec<Option<Part>>>>, CommError> {
+        let (seat, op, size) = (Arc::clone(&self.seat), call.op, self.size());
+        let given = [parts.len(), forms.len(), places.as_ref().map_or(size, Vec::len)];
+        if let Some(n) = given.into_iter().find(|n| *n != size) {
             return Err(self.refuse(CommError::Sizes { rank: self.world_rank(), op, n, sizes: vec![1; n], size }));
         }
-        let letters = self.trade(call, parts)?.into_iter().zip(forms).zip(&places).enumerate();
-        let land = |(from, ((letter, form), place))| self.seat.land(op, from, letter, form, Some(place));
-        letters.map(land).collect()
+        let (call, has_places) = (Arc::new(call), places.is_some());
+        let letter = |(to, part)| seat.letter(&call, to, part, has_places);
+        let seq = self.post(parts.into_iter().enumerate().map(letter).collect())?;
+        let places = places
+            .map_or_else(|| forms.iter().map(|_| None).collect(), |places| places.into_iter().map(Place::of).collect());
+        Ok(Box::new(Exchanging { seat, op, seq, forms, places, taken: false }))
+    }
+
+    fn hides(&self) -> bool {
+        self.seat.fetches()
     }
 
     fn post_send(&self, call: Call, to: usize, part: Part) -> Result<Box<dyn Pending<()>>, CommError> {
         let (me, op, seat) = (self.world_rank(), call.op, &self.seat);
         self.check_peer(op, to)?;
         self.beat();
-        let letter = seat.letter(&Arc::new(call), to, part);
+        let letter = seat.letter(&Arc::new(call), to, part, false);
         let slot = seat.slot(Lane::Point, self.rank(), to, next(&mut seat.counts().sent[to]));
         seat.shared.with(|state| {
             state.check_there(slot.group, slot.to);
@@ -152,14 +142,18 @@ impl Communicator for Rank {
         self.beat();
         let slot = seat.slot(Lane::Point, from, self.rank(), next(&mut seat.counts().received[from]));
         seat.shared.with(|state| state.begin(me, op))?;
-        Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, form, slot, taken: false }))
+        // set aside now, so that what this rank computes until it waits does not hold the copy back
+        let fetched = seat.shared.fetches(slot.from, slot.to);
+        let place = fetched.then(|| Place::new(&form, &seat.device)).flatten();
+        Ok(Box::new(Receiving { seat: Arc::clone(seat), call, from, form, slot, place, taken: false }))
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Box<dyn Communicator>, CommError> {
         let Seat { shared, group, members, device, .. } = &*self.seat;
         let call = Arc::new(Call::bare("split", &[]));
-        let letter = |to| Letter { split: [color, key], ..self.seat.letter(&call, to, Part::nothing()) };
-        let (letters, seq) = self.swap((0..self.size()).map(letter).collect())?;
+        let letter = |to| Letter { split: [color, key], ..self.seat.letter(&call, to, Part::nothing(), false) };
+        let seq = self.post((0..self.size()).map(letter).collect())?;
+        let letters = self.seat.collect(call.op, seq)?;
         let mut chosen: Vec<_> = (0..self.size()).filter(|&i| letters[i].split[0] == color).collect();
         // stable: in rank order where keys are equal
         chosen.sort_by_key(|&i| letters[i].split[1]);
@@ -205,9 +199,31 @@ impl Seat {
         Slot { group: self.group, lane, from: self.members[from], to: self.members[to], seq }
     }
 
+    /// What each member sent here in a collective, once all of it is there.
+    fn collect(&self, op: &'static str, seq: u64) -> Result<Vec<Letter>, CommError> {
+        let me = self.world_rank();
+        let letters = self.shared.take(me, op, &self.slots(seq))?;
+        let calls: Vec<_> = self.members.iter().copied().zip(letters.iter().map(|letter| &*letter.call)).collect();
+        self.shared.agree(me, &calls)?;
+        Ok(letters)
+    }
+
+    /// Where the letters to this rank lie in a collective.
+    fn slots(&self, seq: u64) -> Vec<Slot> {
+        (0..self.members.len()).map(|from| self.slot(Lane::Collective, from, self.rank, seq)).collect()
+    }
+
+    /// Whether this rank's device fetches what others send here.
+    fn fetches(&self) -> bool {
+        self.members.iter().any(|&from| self.shared.fetches(from, self.world_rank()))
+    }
+
     /// A message to rank `to` of the group.
-    fn letter(&self, call: &Arc<Call>, to: usize, part: Part) -> Letter {
-        let fetched = self.shared.fetches(self.world_rank(), self.members[to]);
+    ///
+    /// - `has_place`: whether this rank's own part goes into a place, too
+    fn letter(&self, call: &Arc<Call>, to: usize, part: Part, has_place: bool) -> Letter {
+        let own = has_place && to == self.rank && self.fetches();
+        let fetched = own || self.shared.fetches(self.world_rank(), self.members[to]);
         let offer = fetched.then(|| part.offer()).flatten();
         Letter { call: Arc::clone(call), part, offer, split: [0; 2] }
     }
@@ -220,16 +236,16 @@ impl Seat {
         from: usize,
         letter: Letter,
         form: &Form,
-        place: Option<&Part>,
+        place: Option<&Place>,
     ) -> Result<Option<Part>, CommError> {
         let Letter { part, offer, .. } = letter;
         self.shared.expect(self.world_rank(), op, self.members[from], &part.form, form)?;
+        if let Some(offer) = offer {
+            return Ok(offer.fetch(place, &self.device));
+        }
         let slot = |rank| self.shared.slot(self.members[rank]);
         if slot(from) == slot(self.rank) {
             return Ok(Some(part));
-        }
-        if let Some(offer) = offer {
-            return Ok(offer.fetch(place, &self.device));
         }
         let failed = |reason: String| CommError::Copy { rank: self.world_rank(), op, peer: self.members[from], reason };
         let (form, dtype) = (part.form.clone(), part.form.dtype);
@@ -269,6 +285,38 @@ impl Pending<()> for Sending {
     }
 }
 
+/// A collective whose letters this rank has posted.
+struct Exchanging {
+    seat: Arc<Seat>,
+    op: &'static str,
+    seq: u64,
+    forms: Vec<Form>,
+    places: Vec<Option<Place>>,
+    taken: bool,
+}
+
+impl Pending<Vec<Option<Part>>> for Exchanging {
+    fn wait(mut self: Box<Self>) -> Result<Vec<Option<Part>>, CommError> {
+        self.taken = true;
+        let letters = self.seat.collect(self.op, self.seq)?.into_iter().zip(&self.forms).zip(&self.places).enumerate();
+        let land = |(from, ((letter, form), place)): (_, ((_, _), &Option<Place>))| {
+            self.seat.land(self.op, from, letter, form, place.as_ref())
+        };
+        letters.map(land).collect()
+    }
+}
+
+impl Drop for Exchanging {
+    fn drop(&mut self) {
+        if !self.taken {
+            let slots = self.seat.slots(self.seq);
+            let unread: Vec<_> =
+                self.seat.shared.with(|state| slots.into_iter().map(|slot| state.forget(slot)).collect());
+            drop(unread);
+        }
+    }
+}
+
 struct Receiving {
     seat: Arc<Seat>,
     call: Call,
@@ -276,6 +324,7 @@ struct Receiving {
     from: usize,
     form: Form,
     slot: Slot,
+    place: Option<Place>,
     taken: bool,
 }
 
@@ -285,7 +334,8 @@ impl Pending<Part> for Receiving {
         let letter = seat.shared.take(self.slot.to, op, &[self.slot])?.remove(0);
         self.taken = true;
         seat.shared.agree(self.slot.to, &[(self.slot.to, &self.call), (self.slot.from, &letter.call)])?;
-        Ok(seat.land(op, self.from, letter, &self.form, None)?.expect("no place was given"))
+        let landed = seat.land(op, self.from, letter, &self.form, self.place.as_ref())?;
+        Ok(landed.or_else(|| self.place.take().map(Place::part)).expect("it is in its place"))
     }
 }
 

@@ -96,6 +96,64 @@ impl<const D: usize> Span<D> {
     }
 }
 
+/// Blocks on their way to one tensor.
+#[must_use = "what is not waited for is not received"]
+pub struct Trade<const D: usize> {
+    pending: Box<dyn Pending<Vec<Option<Part>>>>,
+    /// By rank.
+    spans: Vec<Vec<Span<D>>>,
+    along: usize,
+    /// The tensor's first dimension.
+    first: usize,
+    place: Option<Tensor<D>>,
+    device: Device,
+}
+
+impl<const D: usize> Trade<D> {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// A peer that failed, left, kept silent or sent something else.
+    pub fn wait(self) -> Result<Tensor<D>, CommError> {
+        let [whole] = self.wait_apart()?;
+        Ok(whole)
+    }
+
+    /// Waits for them; the tensor in `N` parts along the first dimension, of which no block is in two.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn wait_apart<const N: usize>(self) -> Result<[Tensor<D>; N], CommError> {
+        let n = self.first / N;
+        let part = |i: usize| i * n..(i + 1) * n;
+        Ok(match self.land()? {
+            Landed::There(whole) => std::array::from_fn(|i| ops::narrow(&whole, 0, part(i))),
+            Landed::Blocks(mut blocks) => std::array::from_fn(|i| {
+                assemble(blocks.extract_if(.., |(span, _)| part(i).contains(&span.start[0])).collect(), 0)
+            }),
+        })
+    }
+
+    fn land(self) -> Result<Landed<D>, CommError> {
+        let Self { pending, spans, along, place, device, .. } = self;
+        let cut = |(part, spans): (Option<Part>, Vec<Span<D>>)| {
+            part.map(|part| Span::cut(part.into_tensor(Span::hull(&spans, along), &device), &spans, along))
+        };
+        let landed = pending.wait()?.into_iter().zip(spans).filter_map(cut).flatten();
+        let Some(tensor) = place else { return Ok(Landed::Blocks(landed.collect())) };
+        for (span, block) in landed {
+            put(&block, &span.of(&tensor));
+        }
+        Ok(Landed::There(tensor))
+    }
+}
+
+/// What came, in its place or in blocks that fill a tensor.
+enum Landed<const D: usize> {
+    There(Tensor<D>),
+    Blocks(Vec<(Span<D>, Tensor<D>)>),
+}
+
 /// One tensor of blocks that fill it.
 ///
 /// - `dim`: those before are the same for all of them
@@ -150,19 +208,20 @@ impl dyn Communicator + '_ {
         self.swap(call, parts.into_iter().map(Part::new).collect(), shapes, dtype)
     }
 
-    /// Sends `blocks[i]` to rank `i` and makes one tensor of what every rank sends here.
+    /// Starts to send `blocks[i]` to rank `i` and to make one tensor of what every rank sends here. What was posted is waited
+    /// for in its order.
     ///
     /// - `blocks`: those for a rank follow each other along the dimension `along`
-    /// - `spans`: where those of each rank are to lie in the tensor, of `shape`, which they fill together
-    /// - `place`: where the caller wants the tensor; it may be elsewhere
-    pub fn trade_into<const D: usize>(
+    /// - `spans`: where those of each rank are to lie in a tensor of `shape`; they fill it, or what the caller wants of `place`
+    /// - `place`: where the caller wants the tensor; it may be elsewhere if the spans fill it
+    pub fn post_trade<const D: usize>(
         &self,
         blocks: Vec<Vec<Tensor<D>>>,
         along: usize,
-        spans: &[Vec<Span<D>>],
+        spans: Vec<Vec<Span<D>>>,
         shape: [usize; D],
         place: Option<Tensor<D>>,
-    ) -> Result<Tensor<D>, CommError> {
+    ) -> Result<Trade<D>, CommError> {
         let first = blocks.iter().flatten().next();
         let dtype = first.map_or(DType::F32, Tensor::dtype);
         let place = place.or_else(|| room(first?, shape));
@@ -170,33 +229,16 @@ impl dyn Communicator + '_ {
         let part = |blocks: Vec<_>| if blocks.is_empty() { Part::nothing() } else { Part::of_blocks(blocks, along) };
         let parts = blocks.into_iter().map(part).collect();
         let forms: Vec<_> = spans.iter().map(|spans| Form::new(&Span::hull(spans, along), dtype)).collect();
-        match place {
-            None => {
-                let parts = self.exchange(call, parts, &forms)?;
-                let tensors = parts.into_iter().zip(spans).map(|(part, spans)| {
-                    let whole = part.into_tensor(Span::hull(spans, along), self.device());
-                    Span::cut(whole, spans, along)
-                });
-                Ok(assemble(tensors.flatten().collect(), 0))
-            }
-            Some(tensor) => {
-                let place = |(spans, form): (&Vec<Span<D>>, &Form)| {
-                    let full = spans.iter().filter(|span| !span.shape.contains(&0));
-                    let views: Vec<_> = full.map(|span| span.of(&tensor)).collect();
-                    if views.is_empty() { Part::of_flat(form.clone(), None) } else { Part::of_blocks(views, along) }
-                };
-                let places = spans.iter().zip(&forms).map(place).collect();
-                let landed = self.exchange_into(call, parts, &forms, places)?;
-                for (part, spans) in landed.into_iter().zip(spans) {
-                    let Some(part) = part.filter(|part| part.form.n() > 0) else { continue };
-                    let whole = part.into_tensor(Span::hull(spans, along), self.device());
-                    for (span, block) in Span::cut(whole, spans, along) {
-                        put(&block, &span.of(&tensor));
-                    }
-                }
-                Ok(tensor)
-            }
-        }
+        let places = place.as_ref().map(|tensor| {
+            let place = |(spans, form): (&Vec<Span<D>>, &Form)| {
+                let full = spans.iter().filter(|span| !span.shape.contains(&0));
+                let views: Vec<_> = full.map(|span| span.of(tensor)).collect();
+                if views.is_empty() { Part::of_flat(form.clone(), None) } else { Part::of_blocks(views, along) }
+            };
+            spans.iter().zip(&forms).map(place).collect()
+        });
+        let pending = self.post_exchange(call, parts, forms, places)?;
+        Ok(Trade { pending, spans, along, first: shape[0], place, device: self.device().clone() })
     }
 
     fn swap<const D: usize>(

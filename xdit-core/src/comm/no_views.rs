@@ -15,6 +15,27 @@ impl Part {
     }
 }
 
+/// Memory that was set aside for a part: nobody else's to fill.
+#[derive(Debug)]
+pub enum Place {}
+
+impl Place {
+    /// For a part of this form.
+    pub fn new(_form: &Form, _device: &Device) -> Option<Self> {
+        None
+    }
+
+    /// Where this part is.
+    pub fn of(_part: Part) -> Option<Self> {
+        None
+    }
+
+    /// What is there.
+    pub fn part(self) -> Part {
+        match self {}
+    }
+}
+
 impl Offer {
     /// What was offered.
     pub fn form(&self) -> &Form {
@@ -22,7 +43,7 @@ impl Offer {
     }
 
     /// Brings it to a device.
-    pub fn fetch(self, _place: Option<&Part>, _device: &Device) -> Option<Part> {
+    pub fn fetch(self, _place: Option<&Place>, _device: &Device) -> Option<Part> {
         match self {}
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::parts::{Data, Form, Part};
 use crate::cuda::copies::copy;
-use crate::cuda::peers;
+use crate::cuda::peers::{self, Mark};
 use crate::cuda::raw::DeviceTensor;
 
 /// Blocks of a GPU's memory, perhaps with gaps between their rows, that follow each other along a dimension.
@@ -88,7 +88,7 @@ fn cut<'a>(
 pub struct Offer {
     form: Form,
     views: Views,
-    offers: Vec<peers::Offer>,
+    offer: peers::Offer,
 }
 
 impl Part {
@@ -102,8 +102,50 @@ impl Part {
                 Views { blocks: vec![block], along: 0 }
             }
         };
-        let offers = views.blocks.iter().map(|block| peers::Offer::of(block.clone())).collect();
-        Some(Offer { form: self.form.clone(), views, offers })
+        let offer = peers::Offer::of(views.blocks.clone());
+        Some(Offer { form: self.form.clone(), views, offer })
+    }
+}
+
+/// Memory that was set aside for a part.
+#[derive(Debug)]
+pub struct Place {
+    part: Part,
+    free: Mark,
+}
+
+impl Place {
+    /// For a part of this form; `None` where the device's memory is nobody else's to fill.
+    pub fn new(form: &Form, device: &Device) -> Option<Self> {
+        if form.n() == 0 || crate::cuda::raw::number(device).is_none() {
+            return None;
+        }
+        let data = Tensor::<1>::empty([form.n()], (device, form.dtype));
+        Self::of(Part::of_flat(form.clone(), Some(data)))
+    }
+
+    /// Where this part is, not yet written. What the device was told to do so far may still use it.
+    pub fn of(part: Part) -> Option<Self> {
+        let free = match part.data.as_ref()? {
+            Data::Views(views) => Mark::of(views.blocks.first()?),
+            Data::Flat(data) => Mark::of(&DeviceTensor::of(data)?),
+        };
+        Some(Self { part, free })
+    }
+
+    /// What is there.
+    pub fn part(self) -> Part {
+        self.part
+    }
+
+    fn blocks(&self) -> Option<Vec<DeviceTensor>> {
+        match self.part.data.as_ref()? {
+            Data::Views(views) => Some(views.blocks.clone()),
+            Data::Flat(data) => {
+                let shape = &self.part.form.shape;
+                Some(vec![DeviceTensor::of(data)?.view(0, shape, &packed(shape))])
+            }
+        }
     }
 }
 
@@ -116,20 +158,19 @@ impl Offer {
     /// Brings it to a device.
     ///
     /// - `place`: memory there for blocks of the same shapes; `None` is returned if it is in there now
-    pub fn fetch(self, place: Option<&Part>, device: &Device) -> Option<Part> {
-        let place = match place.and_then(|place| place.data.as_ref()) {
-            Some(Data::Views(place)) if same_shapes(&place.blocks, &self.views.blocks) => Some(place),
-            _ => None,
-        };
-        if let Some(place) = place {
-            self.offers.into_iter().zip(&place.blocks).for_each(|(offer, block)| offer.fetch(block));
+    pub fn fetch(self, place: Option<&Place>, device: &Device) -> Option<Part> {
+        if let Some(place) = place
+            && let Some(blocks) = place.blocks().filter(|blocks| same_shapes(blocks, &self.views.blocks))
+        {
+            self.offer.fetch(&blocks, &place.free);
             return None;
         }
         let n = self.form.n();
         let data = Tensor::<1>::empty([n], (device, self.form.dtype));
         let whole = DeviceTensor::of(&data)?.view(0, &self.form.shape, &packed(&self.form.shape));
-        let places = cut(&whole, self.views.along, &self.views.blocks);
-        self.offers.into_iter().zip(places).for_each(|(offer, block)| offer.fetch(&block));
+        let free = Mark::of(&whole);
+        let places: Vec<_> = cut(&whole, self.views.along, &self.views.blocks).collect();
+        self.offer.fetch(&places, &free);
         Some(Part::of_flat(self.form, Some(data)))
     }
 }

@@ -184,7 +184,24 @@ pub fn enqueue<const R: usize, const W: usize>(
     let (reads, writes) = (reads.map(DeviceTensor::binding), writes.map(DeviceTensor::binding));
     let stream = StreamId::current();
     device.submit(move |server: &mut CudaServer| {
-        let _ = execute(server, stream, reads, writes, work);
+        let work = |gpu: &mut Gpu, from: &[u64], to: &[u64]| {
+            let (from, to) = (std::array::from_fn(|i| from[i]), std::array::from_fn(|i| to[i]));
+            work(gpu, from, to)
+        };
+        let _ = execute(server, stream, &reads, &writes, work);
+    });
+}
+
+/// [`enqueue`] for any number of tensors to be written, of one device.
+pub fn enqueue_into(
+    writes: &[DeviceTensor],
+    work: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send + 'static,
+) {
+    let Some(device) = writes.first().map(DeviceTensor::thread) else { return };
+    let writes: Vec<_> = writes.iter().map(DeviceTensor::binding).collect();
+    let stream = StreamId::current();
+    device.submit(move |server: &mut CudaServer| {
+        let _ = execute(server, stream, &[], &writes, |gpu, _, to| work(gpu, to));
     });
 }
 
@@ -192,24 +209,30 @@ pub fn enqueue<const R: usize, const W: usize>(
 #[derive(Debug)]
 pub struct Held(#[expect(dead_code, reason = "to be held is its purpose")] ManagedResource<GpuResource>);
 
-/// Runs `work` on the device's thread, after what wrote `x`: with the device, the tensor's address and what keeps it good.
+/// Runs `work` on the device's thread, after what wrote these tensors of one device: with the device, their addresses and what
+/// keeps them good.
 ///
-/// `work` is not given these if some failure left `x` unwritten.
-pub fn lend(x: &DeviceTensor, work: impl FnOnce(Result<(&mut Gpu, u64, Held), CudaError>) + Send + 'static) {
-    let device = DeviceHandle::<CudaServer>::new(x.0.client.service_id().device);
-    let (binding, stream) = (x.0.handle.clone().binding(), StreamId::current());
+/// `work` is not given these if some failure left one unwritten.
+pub fn lend(
+    xs: &[DeviceTensor],
+    work: impl FnOnce(Result<(&mut Gpu, Vec<u64>, Vec<Held>), CudaError>) + Send + 'static,
+) {
+    let Some(device) = xs.first().map(DeviceTensor::thread) else { return };
+    let bindings: Vec<_> = xs.iter().map(DeviceTensor::binding).collect();
+    let stream = StreamId::current();
     device.submit(move |server: &mut CudaServer| {
-        let held = server.get_resource(binding.clone(), stream);
-        let raw = server.write_streams().resolve(stream, [binding].iter()).map(|mut streams| streams.current().sys);
+        let held: Result<Vec<_>, ServerError> =
+            bindings.iter().map(|binding| server.get_resource(binding.clone(), stream)).collect();
+        let raw = server.write_streams().resolve(stream, bindings.iter()).map(|mut streams| streams.current().sys);
         let lost = |error: ServerError| CudaError::Lost { reason: root_cause(&error.to_string()) };
         match held.and_then(|held| Ok((held, raw?))).map_err(lost) {
             Err(error) => work(Err(error)),
             Ok((held, raw)) => {
-                let at = held.resource().ptr;
+                let at = held.iter().map(|held| held.resource().ptr).collect();
                 // SAFETY: `get_resource` has made the device's context current on this thread
                 let done = unsafe {
                     Gpu::on_this_thread(raw, |gpu| {
-                        work(Ok((gpu, at, Held(held))));
+                        work(Ok((gpu, at, held.into_iter().map(Held).collect())));
                         Ok(())
                     })
                 };
@@ -217,6 +240,12 @@ pub fn lend(x: &DeviceTensor, work: impl FnOnce(Result<(&mut Gpu, u64, Held), Cu
             }
         }
     });
+}
+
+/// Has the device's thread begin with what it was given. CubeCL 0.11 hands it work in batches of 32, so that the last ones lie
+/// until more comes or somebody waits for the device: too late for who waits on another device.
+pub fn flush(x: &DeviceTensor) {
+    x.thread().flush_queue();
 }
 
 /// [`enqueue`]s what writes `tensor`, and waits until that is done: what is enqueued may run later, but what goes wrong
@@ -227,7 +256,7 @@ pub fn enqueue_now<T: Send>(
 ) -> Result<T, CudaError> {
     let (stream, binding) = (StreamId::current(), tensor.binding());
     let done = tensor.thread().submit_blocking(move |server: &mut CudaServer| {
-        execute(server, stream, [], [binding], |gpu, [], [at]| work(gpu, at))
+        execute(server, stream, &[], &[binding], |gpu, _, to| work(gpu, to[0]))
     });
     match done {
         Ok(done) => done.map_err(|error| CudaError::Refused { reason: root_cause(&error.to_string()) }),
@@ -239,16 +268,16 @@ pub fn enqueue_now<T: Send>(
 }
 
 /// On the device's thread.
-fn execute<const R: usize, const W: usize, T>(
+fn execute<T>(
     server: &mut CudaServer,
     stream: StreamId,
-    reads: [BufferBinding; R],
-    writes: [BufferBinding; W],
-    work: impl FnOnce(&mut Gpu, [u64; R], [u64; W]) -> Result<T, CudaError>,
+    reads: &[BufferBinding],
+    writes: &[BufferBinding],
+    work: impl FnOnce(&mut Gpu, &[u64], &[u64]) -> Result<T, CudaError>,
 ) -> Result<T, ServerError> {
     // the resources are held until all is enqueued: what is held is not moved
     let held: Result<Vec<_>, ServerError> =
-        reads.iter().chain(&writes).map(|binding| server.get_resource(binding.clone(), stream)).collect();
+        reads.iter().chain(writes).map(|binding| server.get_resource(binding.clone(), stream)).collect();
     let held = match held {
         Ok(held) => held,
         Err(error) => {
@@ -257,10 +286,10 @@ fn execute<const R: usize, const W: usize, T>(
             return Err(error);
         }
     };
-    let from = std::array::from_fn(|i| held[i].resource().ptr);
-    let to = std::array::from_fn(|i| held[R + i].resource().ptr);
+    let addresses: Vec<u64> = held.iter().map(|held| held.resource().ptr).collect();
+    let (from, to) = addresses.split_at(reads.len());
     let done = ExecuteScope::over(server, stream, writes.to_vec()).execute(|server| {
-        let mut streams = server.write_streams().resolve(stream, reads.iter().chain(&writes))?;
+        let mut streams = server.write_streams().resolve(stream, reads.iter().chain(writes))?;
         let raw = streams.current().sys;
         // SAFETY: `get_resource` has made the device's context current on this thread
         let done = unsafe { Gpu::on_this_thread(raw, |gpu| work(gpu, from, to)) };

@@ -53,8 +53,8 @@ pub fn side_by_side<const N: usize>(like: &Tensor<3>, widths: [usize; N]) -> [Op
     places.map_or_else(|| std::array::from_fn(|_| None), |places| places.map(Some))
 }
 
-/// Memory for a tensor of `like`'s precision on its device, not yet written, of which [`narrow`] gives views for [`put`]; `None`
-/// where the device has no use for that.
+/// Memory for a tensor of `like`'s precision on its device, not yet written, of which [`narrow`] gives views; `None` where the
+/// device has no use for that.
 pub fn room<const D: usize>(like: &Tensor<D>, shape: [usize; D]) -> Option<Tensor<D>> {
     choose!(like, cpu: None, cuda: cuda::room(like, shape).map(Some), portable: {
         let _ = shape;

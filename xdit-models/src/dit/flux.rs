@@ -312,8 +312,10 @@ impl SingleBlock {
         let y = m.norm(x.clone(), EPS);
         let [to_attn, to_mlp] = ops::side_by_side(&x, [self.proj_out.d_out(), self.proj_mlp.d_out()]);
         let qkv = self.attn.forward(y.clone(), rope.as_ref()).into_place(to_attn);
-        let attn = ctx.attn.joint(site, qkv, n_txt)?;
-        let mlp = self.proj_mlp.forward_into(y, Activation::GeluTanh, to_mlp);
+        let mut mlp = None;
+        let mut feed = || mlp = Some(self.proj_mlp.forward_into(y.clone(), Activation::GeluTanh, to_mlp.clone()));
+        let attn = ctx.attn.joint_beside(site, qkv, n_txt, &mut feed)?;
+        let mlp = mlp.expect("the work beside attention was done");
         let x = clip_f16(m.add(x, linear_cat(vec![merge_heads(attn), mlp], &self.proj_out)));
         let txt = (n_txt > 0).then(|| ops::narrow(&x, 1, 0..n_txt));
         Ok(Streams::new(txt, ops::narrow(&x, 1, n_txt..n_txt + n_img)))
