@@ -1,7 +1,7 @@
 //! Flags that several commands have, declared once.
 
-use anyhow::{Context, Result};
-use burn::tensor::{Device, FloatDType};
+use anyhow::{Context, Result, bail};
+use burn::tensor::{DType, Device, FloatDType};
 use clap::{Args as ClapArgs, ValueEnum};
 use xdit_comm::local::World;
 use xdit_core::checkpoint::Quantization;
@@ -113,8 +113,11 @@ impl Compute {
     pub fn open_all(&self, n_ranks: usize) -> Result<Vec<Device>> {
         self.check(n_ranks)?;
         let devices = self.device.open_all(n_ranks)?;
-        if let Some(kind) = self.quantization() {
-            for (device, name) in devices.iter().zip(self.device.names().cycle()) {
+        for (device, name) in devices.iter().zip(self.device.names().cycle()) {
+            if !device.supports_dtype(self.dtype()) {
+                bail!("{name} does not compute in {}; f32 works on every device", DType::from(self.dtype()).name());
+            }
+            if let Some(kind) = self.quantization() {
                 check_quantization(device, self.dtype().into(), kind).with_context(|| on(&name))?;
             }
         }

@@ -86,9 +86,11 @@ impl GroupNorm {
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
         let (dtype, dims) = (x.dtype(), x.dims());
         let [b, c, h, w] = dims;
-        let x: Tensor<3> = to_f32(x).reshape([b, self.n_groups, c / self.n_groups * h * w]);
-        let centred = x.clone() - x.mean_dim(2);
-        let var = (centred.clone() * centred.clone()).mean_dim(2);
+        let x: Tensor<4> = to_f32(x).reshape([b, self.n_groups, c / self.n_groups * h, w]);
+        // in two goes: some backends add one number to the next, which over a whole picture loses half the digits
+        let mean = |x: Tensor<4>| x.mean_dim(3).mean_dim(2);
+        let centred = x.clone() - mean(x);
+        let var = mean(centred.clone() * centred.clone());
         let y = (centred / (var + self.eps).sqrt()).reshape(dims);
         let per_channel = |x: &Tensor<1>| to_f32(x.clone()).reshape([1, c, 1, 1]);
         to_dtype(y * per_channel(&self.weight) + per_channel(&self.bias), dtype)
