@@ -16,6 +16,20 @@ impl Attention for Local {
         let scale = attention_scale(x.q.dims()[3]);
         Ok(ops::attention_into(x.q, x.k, x.v, None, scale, x.place).out)
     }
+
+    fn joint_in_two(
+        &mut self,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        n_first: usize,
+        send: &mut dyn FnMut(Tensor<4>) -> Result<(), CommError>,
+    ) -> Result<Tensor<4>, CommError> {
+        let queries = |range| ops::narrow(&x.q, 2, range);
+        let rest = Qkv { q: queries(n_first..x.q.dims()[2]), ..x.clone() };
+        send(self.joint(site, Qkv { q: queries(0..n_first), ..x }.into_place(None), n_txt)?)?;
+        self.joint(site, rest, n_txt)
+    }
 }
 
 impl Attend for Local {

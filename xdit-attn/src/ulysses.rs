@@ -60,57 +60,37 @@ impl<A: Attention> Ulysses<A> {
     }
 
     /// Starts to make queries, keys and values, each `[batch, heads, tokens of this rank, d]`, to one after the other
-    /// `[batch, tokens of all ranks, heads of this rank, d]`, in the picture's order: the text first, then patch by patch.
+    /// `[batch, tokens of all ranks, heads of this rank, d]`. Keys and values come in the picture's order, the text first, then
+    /// patch by patch; queries rank by rank, this one last.
     ///
     /// - `heads`: by rank, the heads that it takes
     fn to_heads(&self, qkv: &[Tensor<4>; 3], heads: &[Range<usize>], pieces: &Pieces) -> Result<Trade<4>, CommError> {
-        let [b, _, _, d] = qkv[0].dims();
-        let (mine, n_heads) = (&pieces.of_rank[self.comm.rank()], heads[self.comm.rank()].len());
+        let [b, _, n, d] = qkv[0].dims();
+        let (me, whole) = (self.comm.rank(), [n]);
+        let (mine, n_heads) = (&pieces.of_rank[me], heads[me].len());
         let blocks = |heads: &Range<usize>| {
             let of_heads = |x: &Tensor<4>| ops::narrow(&by_token(x.clone()), 2, heads.clone());
-            qkv.iter().flat_map(|x| ops::pieces(of_heads(x), TOKENS, mine)).collect()
-        };
-        let spans = |places: Vec<(usize, usize)>| {
-            let span = |i: usize, (at, n)| Span { start: [i * b, at, 0, 0], shape: [b, n, n_heads, d] };
-            (0..3).flat_map(|i| places.iter().map(move |place| span(i, *place))).collect()
+            let cut = |i: usize| ops::pieces(of_heads(&qkv[i]), TOKENS, if i == 0 { &whole } else { mine });
+            (0..3).flat_map(cut).collect()
         };
         let blocks = heads.iter().map(blocks).collect();
-        let spans = pieces.places().map(|places| spans(places.collect())).collect();
+        let span = |i: usize, at, n| Span { start: [i * b, at, 0, 0], shape: [b, n, n_heads, d] };
+        let spans = |queries: Range<usize>, places: Vec<(usize, usize)>| {
+            let keys = |i: usize| places.iter().map(move |(at, n)| span(i, *at, *n));
+            std::iter::once(span(0, queries.start, queries.len())).chain(keys(1)).chain(keys(2)).collect()
+        };
+        let of_rank = pieces.queries(me).into_iter().zip(pieces.places());
+        let spans = of_rank.map(|(queries, places)| spans(queries, places.collect())).collect();
         self.comm.post_trade(blocks, TOKENS, spans, [3 * b, pieces.total(), n_heads, d], None)
     }
 
-    /// Starts the way back. Tokens are cut as evenly as the engine cuts them.
+    /// The heads that each rank takes, in groups that are attended to one after the other, if that hides something: while the
+    /// device is busy with one, others are on their way.
     ///
-    /// - `heads`: by rank, the heads that it took
-    /// - `n_heads`: of the whole output
-    /// - `place`: of the whole output, tokens and heads exchanged
-    fn to_tokens(
-        &self,
-        x: Tensor<4>,
-        heads: &[Range<usize>],
-        n_heads: usize,
-        pieces: &Pieces,
-        place: Option<Tensor<4>>,
-    ) -> Result<Trade<4>, CommError> {
-        let x = by_token(x);
-        let [b, _, _, d] = x.dims();
-        let mine = &pieces.of_rank[self.comm.rank()];
-        let n: usize = mine.iter().sum();
-        let block = |(at, n): (usize, usize)| ops::narrow(&x, TOKENS, at..at + n);
-        let blocks = pieces.places().map(|rank| rank.filter(|(_, n)| *n > 0).map(block).collect()).collect();
-        let spans = |heads: &Range<usize>| {
-            let span = |(at, n)| Span { start: [0, at, heads.start, 0], shape: [b, n, heads.len(), d] };
-            one_after_the_other(mine).map(span).collect()
-        };
-        let spans = heads.iter().map(spans).collect();
-        self.comm.post_trade(blocks, TOKENS, spans, [b, n, n_heads, d], place)
-    }
-
-    /// The heads that each rank takes, in groups that are attended to one after the other: while the device is busy with one,
-    /// others are on their way.
-    fn groups(&self, n_heads: usize, has_place: bool) -> Vec<Vec<Range<usize>>> {
+    /// - `bytes`: of what comes for all heads
+    fn groups(&self, n_heads: usize, bytes: usize) -> Vec<Vec<Range<usize>>> {
         let of_rank = even_sizes(n_heads, self.comm.size());
-        let is_cut = has_place && self.comm.hides() && of_rank.iter().all(|n| *n >= GROUPS);
+        let is_cut = self.comm.hides() && bytes >= WORTH_HIDING && of_rank.iter().all(|n| *n >= GROUPS);
         let n_groups = if is_cut { GROUPS } else { 1 };
         let part = |group: usize| {
             let of_rank = one_after_the_other(&of_rank).map(move |(first, n)| {
@@ -121,12 +101,132 @@ impl<A: Attention> Ulysses<A> {
         };
         (0..n_groups).map(part).collect()
     }
+
+    /// Attention, and `work` while queries, keys and values are under way.
+    fn attend(
+        &mut self,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        work: Option<&mut dyn FnMut()>,
+    ) -> Result<Tensor<4>, CommError> {
+        let pieces = self.pieces(n_txt > 0);
+        let [b, n_heads, n, d] = x.q.dims();
+        let place = x.place.map(|place| by_token(ops::split_heads(place, n_heads)));
+        let place = place.or_else(|| ops::room(&x.q, [b, n, n_heads, d]));
+        let bytes = 3 * b * n * n_heads * d * x.q.dtype().size();
+        let groups = self.groups(n_heads, if work.is_none() { bytes } else { 0 });
+        let qkv = [x.q, x.k, x.v];
+        let trade = |heads: &Vec<_>| self.to_heads(&qkv, heads, &pieces);
+        let coming = groups.iter().map(trade).collect::<Result<Vec<_>, _>>()?;
+        drop(qkv);
+        if let Some(work) = work {
+            work();
+        }
+        let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
+        let mut going = Vec::new();
+        for (group, (trade, heads)) in coming.into_iter().zip(&groups).enumerate() {
+            let x = Qkv::new(trade.wait_apart::<3>()?.map(by_token));
+            let site = Site { group, ..site };
+            going.push(match &place {
+                None => {
+                    let out = self.inner.joint(site, x, n_txt)?;
+                    to_tokens(&*self.comm, out, heads, n_heads, &pieces, None)?
+                }
+                Some(place) => self.attend_into(place, site, x, n_txt, heads, &pieces)?,
+            });
+        }
+        let mut out = None;
+        for trade in going {
+            out = Some(trade.wait()?);
+        }
+        Ok(by_token(out.expect("there is a group of heads")))
+    }
+
+    /// Attention of a group of heads: other ranks' queries first, so that their output is under way while this rank's own are
+    /// attended to, whose output goes to its place at once.
+    fn attend_into(
+        &mut self,
+        place: &Tensor<4>,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        heads: &[Range<usize>],
+        pieces: &Pieces,
+    ) -> Result<Trade<4>, CommError> {
+        let Self { comm, inner, .. } = self;
+        let (me, n_heads) = (comm.rank(), place.dims()[2]);
+        let own_place = ops::narrow(place, 2, heads[me].clone());
+        let own = pieces.queries(me)[me].clone();
+        if own.is_empty() || own.start == 0 {
+            let out = inner.joint(site, x, n_txt)?;
+            return to_tokens(&**comm, out, heads, n_heads, pieces, Some(place.clone()));
+        }
+        let mut trade = None;
+        let mut send = |out| {
+            trade = Some(to_tokens(&**comm, out, heads, n_heads, pieces, Some(place.clone()))?);
+            Ok(())
+        };
+        let x = x.into_place(Some(ops::merge_heads(by_token(own_place.clone()))));
+        let out = by_token(inner.joint_in_two(site, x, n_txt, own.start, &mut send)?);
+        ops::put(&out, &own_place);
+        Ok(trade.expect("other ranks' output was sent"))
+    }
+}
+
+/// Starts the way back, of the queries' order.
+///
+/// - `x`: the output of all queries, or of all but this rank's
+/// - `heads`: by rank, the heads that it took
+/// - `n_heads`: of the whole output
+/// - `place`: of the whole output, `[batch, tokens, heads, d]`
+fn to_tokens(
+    comm: &dyn Communicator,
+    x: Tensor<4>,
+    heads: &[Range<usize>],
+    n_heads: usize,
+    pieces: &Pieces,
+    place: Option<Tensor<4>>,
+) -> Result<Trade<4>, CommError> {
+    let x = by_token(x);
+    let ([b, n_here, _, d], me) = (x.dims(), comm.rank());
+    let n: usize = pieces.of_rank[me].iter().sum();
+    let block = |queries: Range<usize>| {
+        let is_there = !queries.is_empty() && queries.end <= n_here;
+        is_there.then(|| ops::narrow(&x, TOKENS, queries)).into_iter().collect()
+    };
+    let blocks = pieces.queries(me).into_iter().map(block).collect();
+    let span = |(rank, heads): (usize, &Range<usize>)| {
+        let is_sent = rank != me || n_here == pieces.total();
+        let shape = [b, if is_sent { n } else { 0 }, heads.len(), d];
+        vec![Span { start: [0, 0, heads.start, 0], shape }]
+    };
+    let spans = heads.iter().enumerate().map(span).collect();
+    comm.post_trade(blocks, TOKENS, spans, [b, n, n_heads, d], place)
 }
 
 /// Of a rank's heads, where their exchange can be hidden. More would leave too little work for a GPU at once.
 const GROUPS: usize = 2;
 
+/// Bytes that take a GPU longer to fetch from another than the host to say so once more.
+const WORTH_HIDING: usize = 16 << 20;
+
 impl Pieces {
+    /// By rank, its tokens among the queries of rank `me`: those of others first, its own last.
+    fn queries(&self, me: usize) -> Vec<Range<usize>> {
+        let sizes: Vec<usize> = self.of_rank.iter().map(|sizes| sizes.iter().sum()).collect();
+        let others = self.total() - sizes[me];
+        let mut at = 0;
+        let range = |(rank, n): (usize, &usize)| {
+            if rank == me {
+                return others..others + n;
+            }
+            at += n;
+            at - n..at
+        };
+        sizes.iter().enumerate().map(range).collect()
+    }
+
     /// Tokens of all ranks.
     fn total(&self) -> usize {
         self.of_rank.iter().flatten().sum()
@@ -177,7 +277,7 @@ impl<A: Attention> Attention for Ulysses<A> {
     /// # Panics
     /// If [`begin`](Attention::begin) has not said who holds how many tokens.
     fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError> {
-        self.joint_beside(site, x, n_txt, &mut || ())
+        self.attend(site, x, n_txt, None)
     }
 
     /// # Panics
@@ -189,27 +289,6 @@ impl<A: Attention> Attention for Ulysses<A> {
         n_txt: usize,
         work: &mut dyn FnMut(),
     ) -> Result<Tensor<4>, CommError> {
-        let pieces = self.pieces(n_txt > 0);
-        let [b, n_heads, n, d] = x.q.dims();
-        let place = x.place.map(|place| by_token(ops::split_heads(place, n_heads)));
-        let place = place.or_else(|| ops::room(&x.q, [b, n, n_heads, d]));
-        let groups = self.groups(n_heads, place.is_some());
-        let qkv = [x.q, x.k, x.v];
-        let trade = |heads: &Vec<_>| self.to_heads(&qkv, heads, &pieces);
-        let coming = groups.iter().map(trade).collect::<Result<Vec<_>, _>>()?;
-        drop(qkv);
-        work();
-        let n_txt = if n_txt > 0 { pieces.of_rank.iter().map(|sizes| sizes[0]).sum() } else { 0 };
-        let mut going = Vec::new();
-        for (group, (trade, heads)) in coming.into_iter().zip(&groups).enumerate() {
-            let x = Qkv::new(trade.wait_apart::<3>()?.map(by_token));
-            let out = self.inner.joint(Site { group, ..site }, x, n_txt)?;
-            going.push(self.to_tokens(out, heads, n_heads, &pieces, place.clone())?);
-        }
-        let mut out = None;
-        for trade in going {
-            out = Some(trade.wait()?);
-        }
-        Ok(by_token(out.expect("there is a group of heads")))
+        self.attend(site, x, n_txt, Some(work))
     }
 }

@@ -336,6 +336,25 @@ pub trait Attention {
     /// A peer that failed, left or kept silent.
     fn joint(&mut self, site: Site, x: Qkv, n_txt: usize) -> Result<Tensor<4>, CommError>;
 
+    /// [`Self::joint`] in two goes: `send` gets the output of the first queries while the rest is attended to, whose output is
+    /// returned; it alone has a place.
+    ///
+    /// # Errors
+    /// As [`Self::joint`], and those of `send`.
+    fn joint_in_two(
+        &mut self,
+        site: Site,
+        x: Qkv,
+        n_txt: usize,
+        n_first: usize,
+        send: &mut dyn FnMut(Tensor<4>) -> Result<(), CommError>,
+    ) -> Result<Tensor<4>, CommError> {
+        let n = x.q.dims()[2];
+        let out = self.joint(site, x.into_place(None), n_txt)?;
+        send(ops::narrow(&out, 2, 0..n_first))?;
+        Ok(ops::narrow(&out, 2, n_first..n))
+    }
+
     /// [`Self::joint`] beside work that has nothing to do with it, which is done once: while tokens are under way, if they are.
     ///
     /// # Errors

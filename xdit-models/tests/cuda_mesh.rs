@@ -44,7 +44,7 @@ fn rel_l2(got: &[f32], want: &[f32]) -> f64 {
 }
 
 /// Ranks on these devices, each a device of its own, draw what one rank draws.
-fn check(devices: &[usize]) {
+fn check(name: &str, devices: &[usize]) {
     let (data, cfg, ulysses, ring) = (
         ParallelConfig { data: 2, ..ONE },
         ParallelConfig { cfg: 2, ..ONE },
@@ -52,37 +52,49 @@ fn check(devices: &[usize]) {
         ParallelConfig { ring: 2, ..ONE },
     );
     let both = ParallelConfig { cfg: 2, ulysses: 2, ..ONE };
-    for name in ["flux-dev", "sd3", "sd35", "pixart-alpha", "hunyuan-v11"] {
-        for (dtype, sums, parts) in
-            [(FloatDType::BF16, 0.0, 4e-2), (FloatDType::F16, 0.0, 4e-3), (FloatDType::F32, 1e-6, 1e-5)]
-        {
-            let want = latents(name, dtype, ONE, &devices[..1]);
-            for (parallel, bound) in [(data, sums), (cfg, sums), (ulysses, sums), (both, sums), (ring, parts)] {
-                let got = latents(name, dtype, parallel, devices);
-                for (got, want) in got.iter().zip(&want) {
-                    let error = rel_l2(got, want);
-                    println!("{name} {dtype:?} {parallel:?}: {error:.1e}");
-                    assert!(error <= bound, "{name} {dtype:?} {parallel:?}: {error:.1e} above {bound:.0e}");
-                }
+    for (dtype, sums, parts) in
+        [(FloatDType::BF16, 0.0, 4e-2), (FloatDType::F16, 0.0, 4e-3), (FloatDType::F32, 1e-6, 1e-5)]
+    {
+        let want = latents(name, dtype, ONE, &devices[..1]);
+        for (parallel, bound) in [(data, sums), (cfg, sums), (ulysses, sums), (both, sums), (ring, parts)] {
+            let got = latents(name, dtype, parallel, devices);
+            for (got, want) in got.iter().zip(&want) {
+                let error = rel_l2(got, want);
+                println!("{name} {dtype:?} {parallel:?}: {error:.1e}");
+                assert!(error <= bound, "{name} {dtype:?} {parallel:?}: {error:.1e} above {bound:.0e}");
             }
         }
     }
 }
 
-#[test]
-#[ignore = "needs a GPU"]
-fn one_gpu_that_stands_for_two_draws_its_own_bits() {
-    check(&[0, 0]);
+/// Whether there are two GPUs.
+fn are_two() -> bool {
+    let n = xdit_core::cuda::devices().expect("a driver").len();
+    if n < 2 {
+        println!("skipped: there is {n} GPU");
+    }
+    n >= 2
 }
+
+macro_rules! tests {
+    ($($model:ident: $name:literal),*) => {
+        mod one_gpu_that_stands_for_two_draws_its_own_bits {
+            $(#[test] #[ignore = "needs a GPU"] fn $model() { super::check($name, &[0, 0]); })*
+        }
+        mod two_gpus_draw_the_bits_of_one {
+            $(#[test] #[ignore = "needs two GPUs"] fn $model() { if super::are_two() { super::check($name, &[0, 1]); } })*
+        }
+    };
+}
+
+tests!(flux: "flux-dev", sd3: "sd3", sd35: "sd35", pixart: "pixart-alpha", hunyuan: "hunyuan-v11");
 
 #[test]
 #[ignore = "needs two GPUs"]
-fn two_gpus_draw_the_bits_of_one() {
-    let n = xdit_core::cuda::devices().expect("a driver").len();
-    if n < 2 {
-        return println!("skipped: there is {n} GPU");
+fn equal_requests_give_equal_bits_on_two_gpus() {
+    if !are_two() {
+        return;
     }
-    check(&[0, 1]);
     let ulysses = ParallelConfig { ulysses: 2, ..ONE };
     let want = latents("flux-dev", FloatDType::BF16, ulysses, &[0, 1]);
     for time in 0..20 {

@@ -6,7 +6,7 @@ use cudarc::driver::sys::{self, CUmemorytype, CUstream};
 use super::error::CudaError;
 use super::raw::{DeviceTensor, enqueue};
 
-/// Rows that go from one place to another, in numbers.
+/// Layers of rows that go from one place to another, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rows {
     /// Where they begin.
@@ -18,6 +18,10 @@ struct Rows {
     /// From one to the next.
     from_pitch: usize,
     to_pitch: usize,
+    /// How many such layers there are, and from one to the next in rows.
+    depth: usize,
+    from_rows: usize,
+    to_rows: usize,
 }
 
 /// How a strided tensor becomes another of the same dimensions.
@@ -52,7 +56,18 @@ impl Copies {
             height *= dims[axis];
         }
         let [from_pitch, to_pitch] = pitches;
-        let mut rows = vec![Rows { from: 0, to: 0, width, height, from_pitch, to_pitch }];
+        let mut rows =
+            Rows { from: 0, to: 0, width, height, from_pitch, to_pitch, depth: 1, from_rows: height, to_rows: height };
+        let is_layer = |axis: &usize| {
+            from[*axis].is_multiple_of(from_pitch)
+                && to[*axis].is_multiple_of(to_pitch)
+                && from[*axis] / from_pitch >= height
+                && to[*axis] / to_pitch >= height
+        };
+        if let Some(axis) = axes.next_if(is_layer) {
+            rows = Rows { depth: dims[axis], from_rows: from[axis] / from_pitch, to_rows: to[axis] / to_pitch, ..rows };
+        }
+        let mut rows = vec![rows];
         for axis in axes {
             let step = |i: usize| {
                 move |rows: &Rows| Rows { from: rows.from + i * from[axis], to: rows.to + i * to[axis], ..*rows }
@@ -69,7 +84,7 @@ impl Copies {
     pub unsafe fn enqueue(&self, from: u64, to: u64, stream: CUstream) -> Result<(), CudaError> {
         let bytes = |numbers: usize| numbers * self.size;
         for rows in &self.rows {
-            if rows.height == 1 {
+            if rows.height * rows.depth == 1 {
                 let (from, to) = (from + bytes(rows.from) as u64, to + bytes(rows.to) as u64);
                 // SAFETY: by this function's contract
                 unsafe { sys::cuMemcpyAsync(to, from, bytes(rows.width), stream) }
@@ -77,27 +92,36 @@ impl Copies {
                     .map_err(CudaError::driver("cuMemcpyAsync"))?;
                 continue;
             }
-            let copy = sys::CUDA_MEMCPY2D {
+            let copy = sys::CUDA_MEMCPY3D {
                 srcXInBytes: 0,
                 srcY: 0,
+                srcZ: 0,
+                srcLOD: 0,
                 // the driver finds out which device an address belongs to
                 srcMemoryType: CUmemorytype::CU_MEMORYTYPE_UNIFIED,
                 srcHost: std::ptr::null(),
                 srcDevice: from + bytes(rows.from) as u64,
                 srcArray: std::ptr::null_mut(),
+                reserved0: std::ptr::null_mut(),
                 srcPitch: bytes(rows.from_pitch),
+                srcHeight: rows.from_rows,
                 dstXInBytes: 0,
                 dstY: 0,
+                dstZ: 0,
+                dstLOD: 0,
                 dstMemoryType: CUmemorytype::CU_MEMORYTYPE_UNIFIED,
                 dstHost: std::ptr::null_mut(),
                 dstDevice: to + bytes(rows.to) as u64,
                 dstArray: std::ptr::null_mut(),
+                reserved1: std::ptr::null_mut(),
                 dstPitch: bytes(rows.to_pitch),
+                dstHeight: rows.to_rows,
                 WidthInBytes: bytes(rows.width),
                 Height: rows.height,
+                Depth: rows.depth,
             };
             // SAFETY: by this function's contract
-            unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream) }.result().map_err(CudaError::driver("cuMemcpy2DAsync"))?;
+            unsafe { sys::cuMemcpy3DAsync_v2(&copy, stream) }.result().map_err(CudaError::driver("cuMemcpy3DAsync"))?;
         }
         Ok(())
     }
@@ -121,8 +145,12 @@ mod tests {
         let mut all: Vec<_> = copies
             .rows
             .iter()
-            .flat_map(|rows| (0..rows.height).flat_map(move |y| (0..rows.width).map(move |x| (*rows, x, y))))
-            .map(|(rows, x, y)| (rows.from + y * rows.from_pitch + x, rows.to + y * rows.to_pitch + x))
+            .flat_map(|rows| (0..rows.depth).flat_map(move |z| (0..rows.height).map(move |y| (rows, y, z))))
+            .flat_map(|(rows, y, z)| (0..rows.width).map(move |x| (rows, x, y, z)))
+            .map(|(rows, x, y, z)| {
+                let (from, to) = (y + z * rows.from_rows, y + z * rows.to_rows);
+                (rows.from + from * rows.from_pitch + x, rows.to + to * rows.to_pitch + x)
+            })
             .collect();
         all.sort_unstable();
         all
@@ -146,12 +174,16 @@ mod tests {
             (vec![1, 5, 2, 4], vec![999, 36, 4, 1], vec![999, 8, 4, 1], 1),
             // the same of two in a batch
             (vec![2, 5, 2, 4], vec![200, 36, 4, 1], vec![40, 8, 4, 1], 2),
+            // as layers, where the batch begins at a row
+            (vec![2, 5, 2, 4], vec![216, 36, 4, 1], vec![48, 8, 4, 1], 1),
             // where rows go on from one in the batch to the next
             (vec![2, 5, 2, 4], vec![180, 36, 4, 1], vec![40, 8, 4, 1], 1),
             // heads to their columns of wider rows
             (vec![1, 5, 2, 4], vec![40, 8, 4, 1], vec![90, 18, 4, 1], 1),
             // heads outermost, tokens within
             (vec![3, 5, 4], vec![4, 12, 1], vec![20, 4, 1], 3),
+            // three runs far apart
+            (vec![3, 8], vec![100, 1], vec![8, 1], 1),
             // a transposition
             (vec![4, 3], vec![1, 4], vec![3, 1], 4),
             // a column

@@ -101,11 +101,24 @@ impl DeviceTensor {
         Self(CubeTensor::new(self.0.client.clone(), handle, meta, self.0.device.clone(), self.0.dtype))
     }
 
+    /// Whether the other is the same view of the same memory.
+    pub fn is(&self, other: &Self) -> bool {
+        let view = |x: &Self| (x.binding().claim_key().0, x.begins(), x.dims());
+        let mut strides = self.dims().into_iter().zip(self.strides()).zip(other.strides());
+        // a dimension of one has any stride
+        view(self) == view(other) && strides.all(|((n, a), b)| n == 1 || a == b)
+    }
+
+    /// Where its first number is in its memory, in bytes.
+    fn begins(&self) -> u64 {
+        self.0.handle.offset_start.unwrap_or(0)
+    }
+
     /// The tensors one after the other along `dim`, if they lie so in memory: a view.
     pub fn joined(parts: &[Self], dim: usize) -> Option<Self> {
         let (first, last) = (parts.first()?, parts.last()?);
         let memory = |x: &Self| x.binding().claim_key().0;
-        let begins = |x: &Self| x.0.handle.offset_start.unwrap_or(0);
+        let begins = Self::begins;
         let (strides, step) = (first.strides(), first.strides()[dim] * first.dtype().size());
         let mut expected = begins(first);
         // a dimension of one has any stride
@@ -145,7 +158,7 @@ impl DeviceTensor {
 
     /// Whether its first number's address is a multiple of so many bytes, at most 256.
     pub fn begins_at_multiple_of(&self, bytes: u64) -> bool {
-        self.0.handle.offset_start.unwrap_or(0).is_multiple_of(bytes)
+        self.begins().is_multiple_of(bytes)
     }
 
     /// Whether so many numbers from the first one on lie in its memory, as rows that were filled out do.

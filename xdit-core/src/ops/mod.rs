@@ -34,6 +34,5 @@ pub use input::Input;
 pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};
 pub use rope::norm_rope;
-pub(crate) use tensors::put;
-pub use tensors::{cat, narrow, pieces, room, side_by_side, to_dtype, to_f32};
+pub use tensors::{cat, narrow, pieces, put, room, side_by_side, to_dtype, to_f32};
 pub use types::{Activation, Attended, Conv2d, GroupNorm, HeadNorm, LayerNorm, RopeTable};

@@ -62,7 +62,10 @@ pub fn room<const D: usize>(like: &Tensor<D>, shape: [usize; D]) -> Option<Tenso
     })
 }
 
-/// Copies `x` to where `place` is, a view of [`room`].
+/// Copies `x` to where `place` is, a view of [`room`], if it is not there already.
+///
+/// # Panics
+/// On devices that give no room.
 pub fn put<const D: usize>(x: &Tensor<D>, place: &Tensor<D>) {
     choose!(x, cpu: None, cuda: cuda::put(x, place), portable: unreachable!("{:?} has no room", place.device()));
 }

@@ -88,7 +88,10 @@ pub fn room<const D: usize>(like: &Tensor<D>, shape: [usize; D]) -> Option<Tenso
 
 /// Copies a tensor into memory that is there.
 pub fn put<const D: usize>(x: &Tensor<D>, place: &Tensor<D>) -> Option<()> {
-    copy(&DeviceTensor::of(x)?, &DeviceTensor::of(place)?);
+    let (x, place) = (DeviceTensor::of(x)?, DeviceTensor::of(place)?);
+    if !x.is(&place) {
+        copy(&x, &place);
+    }
     Some(())
 }
 
