@@ -114,7 +114,8 @@ impl<A: Attention> Ulysses<A> {
         let [b, n_heads, n, d] = x.q.dims();
         let place = x.place.map(|place| by_token(ops::split_heads(place, n_heads)));
         let place = place.or_else(|| ops::room(&x.q, [b, n, n_heads, d]));
-        let bytes = 3 * b * n * n_heads * d * x.q.dtype().size();
+        // the same on all ranks, whose shares may differ by a token
+        let bytes = 3 * b * pieces.total() / self.comm.size() * n_heads * d * x.q.dtype().size();
         let groups = self.groups(n_heads, if work.is_none() { bytes } else { 0 });
         let qkv = [x.q, x.k, x.v];
         let trade = |heads: &Vec<_>| self.to_heads(&qkv, heads, &pieces);

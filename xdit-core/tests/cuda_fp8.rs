@@ -52,7 +52,7 @@ fn fp8_layers_are_products_of_rounded_rows() {
     check_quantization(&gpu(), DType::BF16, Quantization::Fp8).expect("a GPU that has them");
     assert!(check_quantization(&gpu(), DType::F32, Quantization::Fp8).is_err());
     for &dtype in HALVES {
-        for (m, k, n) in [(1, 64, 96), (7, 256, 80), (130, 1152, 4608), (600, 48, 16), (64, 12288, 32)] {
+        for (m, k, n) in [(1, 64, 96), (7, 256, 80), (130, 1152, 4608), (600, 48, 16)] {
             let (x, weight, bias) = (random([1, m, k], 1, dtype), random([n, k], 2, dtype), random([n], 3, dtype));
             let (there, cpu) = layers(&weight, &bias, dtype);
             for act in [Activation::Identity, Activation::GeluTanh, Activation::Silu] {
@@ -81,7 +81,7 @@ fn fp8_layers_are_products_of_rounded_rows() {
 #[ignore = "needs a GPU"]
 fn norms_give_fp8_rows() {
     for &dtype in HALVES {
-        for d in [64, 1152, 3072, 9008] {
+        for d in [64, 1152, 3072] {
             let (x, shift, scale) = (random([2, 37, d], 1, dtype), random([2, d], 2, dtype), random([2, d], 3, dtype));
             let (there, cpu) = layers(&random([32, d], 4, dtype), &random([32], 5, dtype), dtype);
             let input = Input::modulated_norm(on_gpu(&x, dtype), on_gpu(&shift, dtype), on_gpu(&scale, dtype), 1e-6);
@@ -129,18 +129,7 @@ fn a_row_of_an_fp8_layer_has_the_same_bits_beside_any_others() {
     const N: usize = 4608;
     let dev = gpu();
     for &dtype in HALVES {
-        for (k, n) in [
-            (3072, 9216),
-            (3072, 12288),
-            (12288, 3072),
-            (15360, 3072),
-            (1536, 6144),
-            (6144, 1536),
-            (1152, 4608),
-            (4608, 1152),
-            (1408, 5632),
-            (5632, 1408),
-        ] {
+        for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (15360, 3072)] {
             let draw = |dims: [usize; 2]| Tensor::<2>::random(dims, Distribution::Normal(0.0, 0.1), &dev).cast(dtype);
             let layer = Linear::quantised(&draw([n, k]), Some(draw([1, n]).squeeze_dim(0)), Quantization::Fp8);
             let (layer, x) = (layer.expect("a layer in FP8"), draw([N, k]));

@@ -7,7 +7,6 @@ use burn::tensor::{DType, Tensor};
 use super::dense::{Rows, kind};
 use super::rows::{activate, as_rows, rows_kernel};
 use super::views::{cat, copy_into};
-use crate::cuda::copies::copy;
 use crate::cuda::gpu::{Grid, args};
 use crate::cuda::products::{Operands, Product};
 use crate::cuda::raw::{DeviceTensor, enqueue};
@@ -115,9 +114,6 @@ pub fn fp8_into(x: &Fp8, weight: &Fp8, bias: Option<&Tensor<1>>, gelu: bool, out
     if !same(x.dtype) || !same(out.dtype()) || *x.numbers.dims().last()? != k || to.batch * to.n != x.scales.dims()[0] {
         return None;
     }
-    if to.n < FEW {
-        return few_into(x, weight, bias.map(DeviceTensor::tensor).as_ref(), gelu, out);
-    }
     let (has_bias, m) = (bias.is_some(), to.n);
     let product = Product {
         m,
@@ -150,29 +146,6 @@ pub fn fp8_into(x: &Fp8, weight: &Fp8, bias: Option<&Tensor<1>>, gelu: bool, out
         }
         Ok(())
     });
-    Some(())
-}
-
-/// For fewer rows cuBLASLt 13.1 has at some shapes no product that sums in one go: it refuses those that it has for more.
-const FEW: usize = 128;
-/// As how many rows they are computed.
-const MANY: usize = 512;
-
-/// [`fp8_into`] for few rows, among others that hold anything.
-fn few_into(x: &Fp8, weight: &Fp8, bias: Option<&Tensor<1>>, gelu: bool, out: &DeviceTensor) -> Option<()> {
-    let (rows, k, n) = (x.scales.dims()[0], *x.numbers.dims().last()?, weight.numbers.dims()[0]);
-    let many = rows.max(MANY);
-    let among = Fp8::empty(&x.numbers, &[many, k], x.dtype);
-    copy_into(x.numbers.view(0, &[rows, k], &[k, 1]), &among.numbers, 0, 0);
-    copy_into(x.scales.clone(), &among.scales, 0, 0);
-    let all = out.empty(&[many, n], out.dtype());
-    fp8_into(&among, weight, bias, gelu, &all)?;
-    let dims = out.dims();
-    let mut strides = vec![1; dims.len()];
-    for i in (1..dims.len()).rev() {
-        strides[i - 1] = strides[i] * dims[i];
-    }
-    copy(&all.view(0, &dims, &strides), out);
     Some(())
 }
 
