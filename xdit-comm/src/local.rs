@@ -1,15 +1,8 @@
 //! Ranks are threads of one process.
 //!
 //! Tensors of Burn are `Send`: a message is a handle that lies in a table of the world until its receiver takes it, and
-//! no element is copied unless ranks have different devices: NVIDIA GPUs that reach each other's memory fetch it from there, in
-//! the order of their streams, and other devices copy it before a message counts as received. All that threads wait for is in that table, behind one
-//! lock and one condition variable, and the first failure is recorded there: so whoever waits learns of it at once. Those
-//! who wait also watch for signs of life of those whom they wait for, and so need no thread that does.
-
-mod clock;
-mod rank;
-mod shared;
-mod state;
+//! no element is copied unless ranks have different devices: NVIDIA GPUs that reach each other's memory fetch it from there,
+//! in the order of their streams, and other devices copy it before a message counts as received.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +10,8 @@ use std::time::Duration;
 use burn::tensor::Device;
 use xdit_core::comm::{Communicator, reach_each_other};
 
-use rank::Rank;
-use shared::Shared;
+use crate::world::rank::Rank;
+use crate::world::shared::Shared;
 
 /// How long a rank waits for another that gives no sign of life, unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(120);

@@ -110,6 +110,14 @@ pub enum Cause {
         /// What that one expected.
         expected: Box<Form>,
     },
+    /// What another process says of it, or the transport.
+    #[error("{text}")]
+    Told {
+        /// Reads on after "rank 3".
+        text: String,
+        /// Whether its process is gone, so that it says nothing itself.
+        dead: bool,
+    },
     /// It called something else than another member of the group.
     #[error("called {call} where rank {peer} called {peer_call}")]
     Mismatch {

@@ -20,6 +20,13 @@ impl Clock {
         self.signs[rank].store(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// Another process says when `rank` gave its last one.
+    #[cfg(feature = "mpi")]
+    pub fn set(&self, rank: usize, quiet: Duration) {
+        let at = self.start.elapsed().saturating_sub(quiet);
+        self.signs[rank].store(at.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// When `rank` gave the last one.
     pub fn last(&self, rank: usize) -> Instant {
         self.start + Duration::from_nanos(self.signs[rank].load(Ordering::Relaxed))

@@ -1,11 +1,14 @@
 //! Waiting for what other threads do to the [`State`].
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use xdit_core::comm::{Call, Cause, CommError, Form};
 
 use super::clock::Clock;
+#[cfg(feature = "mpi")]
+use super::state::Away;
 use super::state::{Letter, Slot, State, Suspect};
 
 pub struct Shared {
@@ -17,6 +20,8 @@ pub struct Shared {
     slots: Vec<usize>,
     /// Whether the ranks' devices fetch from each other what is sent, without the host.
     fetches: bool,
+    /// Who brings what others are to hear, where ranks are processes.
+    courier: OnceLock<Thread>,
 }
 
 impl Shared {
@@ -25,7 +30,16 @@ impl Shared {
     pub fn new(slots: Vec<usize>, fetches: bool, deadline: Duration) -> Self {
         let clock = Arc::new(Clock::new(slots.len()));
         let state = Mutex::new(State::new(slots.len(), Arc::clone(&clock)));
-        Self { state, changed: Condvar::new(), clock, deadline, slots, fetches }
+        Self { state, changed: Condvar::new(), clock, deadline, slots, fetches, courier: OnceLock::new() }
+    }
+
+    /// The table of rank `me` of `n`, of which all others are other processes; the calling thread is its courier.
+    #[cfg(feature = "mpi")]
+    pub fn apart(n: usize, me: usize, deadline: Duration) -> Self {
+        let shared = Self::new(vec![0; n], false, deadline);
+        shared.lock().away = Some(Away { me, news: Vec::new(), ends: false });
+        let _ = shared.courier.set(std::thread::current());
+        shared
     }
 
     /// Which device a rank has.
@@ -38,11 +52,40 @@ impl Shared {
         self.fetches && self.slots[from] != self.slots[to]
     }
 
-    /// Looks at the state or changes it; who waits looks again.
+    /// Looks at the state or changes it; who waits looks again, and the courier as well.
     pub fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let result = f(&mut self.lock());
         self.changed.notify_all();
+        self.courier.get().map(Thread::unpark);
         result
+    }
+
+    /// The courier's [`with`](Self::with): it changed the state only if `f` says so.
+    #[cfg(feature = "mpi")]
+    pub fn look<T>(&self, f: impl FnOnce(&mut State) -> (T, bool)) -> T {
+        let (result, changed) = f(&mut self.lock());
+        if changed {
+            self.changed.notify_all();
+        }
+        result
+    }
+
+    /// How long a rank may be silent.
+    #[cfg(feature = "mpi")]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Another process says how long `rank` has been quiet.
+    #[cfg(feature = "mpi")]
+    pub fn quiet(&self, rank: usize, quiet: Duration) {
+        self.clock.set(rank, quiet);
+    }
+
+    /// How long `rank` has been quiet.
+    #[cfg(feature = "mpi")]
+    pub fn quiet_for(&self, rank: usize) -> Duration {
+        self.clock.last(rank).elapsed()
     }
 
     /// A sign of life of `rank`.
@@ -84,7 +127,7 @@ impl Shared {
         drop(state);
         self.beat(rank);
         if result.is_err() {
-            self.changed.notify_all();
+            self.with(|_| ());
         }
         result
     }

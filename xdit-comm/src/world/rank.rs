@@ -8,7 +8,7 @@ use xdit_core::comm::{Call, CommError, Communicator, Form, Part, Pending, Place,
 use xdit_core::device::failure;
 
 use super::shared::Shared;
-use super::state::{Lane, Letter, Slot};
+use super::state::{Lane, Letter, Slot, State};
 
 pub struct Rank {
     seat: Arc<Seat>,
@@ -158,7 +158,7 @@ impl Communicator for Rank {
         // stable: in rank order where keys are equal
         chosen.sort_by_key(|&i| letters[i].split[1]);
         let rank = chosen.iter().take_while(|&&i| i != self.rank()).count();
-        let group = shared.with(|state| state.group(*group, seq, color));
+        let group = State::group(*group, seq, color);
         let members = chosen.into_iter().map(|i| members[i]).collect();
         Ok(Box::new(Rank::new(Arc::clone(shared), group, members, rank, device.clone())))
     }

@@ -1,6 +1,7 @@
 //! What the threads of a world share: messages, who waits for whom, who left, and the first failure.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use super::clock::Clock;
 
 /// Posted receives are not to take what belongs to a collective that is called in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "mpi", derive(serde::Serialize, serde::Deserialize))]
 pub enum Lane {
     Collective,
     Point,
@@ -17,6 +19,7 @@ pub enum Lane {
 
 /// Where a message lies; ranks are those of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "mpi", derive(serde::Serialize, serde::Deserialize))]
 pub struct Slot {
     pub group: u64,
     pub lane: Lane,
@@ -39,15 +42,31 @@ pub struct Letter {
 
 /// Who failed first and how.
 #[derive(Debug, Clone)]
-struct Failure {
-    peer: usize,
-    cause: Cause,
+pub struct Failure {
+    pub peer: usize,
+    pub cause: Cause,
+}
+
+/// What other processes are to hear of this one's rank.
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "the courier reads it"))]
+pub struct Away {
+    pub me: usize,
+    pub news: Vec<News>,
+    /// Whether there will be no more, as the process ends.
+    pub ends: bool,
+}
+
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "the courier reads it"))]
+pub enum News {
+    Letter(Slot, Box<Letter>),
+    /// It left a group, after this operation.
+    Left(u64, &'static str),
 }
 
 /// What a rank waits for: until all of these letters are there.
-struct Wait {
-    op: &'static str,
-    slots: Vec<Slot>,
+pub struct Wait {
+    pub op: &'static str,
+    pub slots: Vec<Slot>,
 }
 
 /// A rank that others wait for, and that does not wait for a letter that may still come.
@@ -69,9 +88,9 @@ pub struct State {
     last_op: Vec<&'static str>,
     /// By group and rank: the last operation of those that are gone.
     left: HashMap<(u64, usize), &'static str>,
-    failure: Option<Failure>,
-    /// Sub-groups by parent, number of the split and colour.
-    groups: HashMap<(u64, u64, usize), u64>,
+    pub failure: Option<Failure>,
+    /// Absent where all ranks are threads of this process.
+    pub away: Option<Away>,
     clock: Arc<Clock>,
 }
 
@@ -84,7 +103,7 @@ impl State {
             last_op: vec!["start"; n_ranks],
             left: HashMap::new(),
             failure: None,
-            groups: HashMap::new(),
+            away: None,
             clock,
         }
     }
@@ -114,6 +133,14 @@ impl State {
     }
 
     pub fn post(&mut self, slot: Slot, letter: Letter) {
+        match &mut self.away {
+            Some(away) if slot.to != away.me => away.news.push(News::Letter(slot, Box::new(letter))),
+            _ => self.deliver(slot, letter),
+        }
+    }
+
+    /// A letter to a rank of this process.
+    pub fn deliver(&mut self, slot: Slot, letter: Letter) {
         if self.unwanted.remove(&slot) {
             return;
         }
@@ -139,6 +166,26 @@ impl State {
 
     pub fn waited(&mut self, rank: usize) {
         self.waits[rank] = None;
+    }
+
+    /// What `rank` waits for, as far as it is not there.
+    #[cfg(feature = "mpi")]
+    pub fn missing(&self, rank: usize) -> Option<Wait> {
+        let wait = self.waits[rank].as_ref()?;
+        let slots = wait.slots.iter().filter(|slot| !self.letters.contains_key(slot)).copied().collect();
+        Some(Wait { op: wait.op, slots })
+    }
+
+    /// A rank of another process waits for this.
+    #[cfg(feature = "mpi")]
+    pub fn other_waits(&mut self, rank: usize, wait: Option<Wait>) {
+        self.waits[rank] = wait;
+    }
+
+    /// A rank of another process dropped its handle on a group.
+    #[cfg(feature = "mpi")]
+    pub fn other_left(&mut self, group: u64, rank: usize, op: &'static str) {
+        self.left.insert((group, rank), op);
     }
 
     /// The ranks whose letters `rank` waits for.
@@ -211,15 +258,19 @@ impl State {
             self.fail(rank, Cause::Panicked { op });
         }
         self.left.insert((group, rank), op);
+        if let Some(away) = &mut self.away {
+            away.news.push(News::Left(group, op));
+        }
         let mine = |slot: &Slot| (slot.group, slot.to) == (group, rank);
         self.unwanted.retain(|slot| !mine(slot));
         self.letters.extract_if(|slot, _| mine(slot)).map(|(_, letter)| letter).collect()
     }
 
-    /// The group of those that gave this colour; the same number for all of them.
-    pub fn group(&mut self, parent: u64, seq: u64, color: usize) -> u64 {
-        // 0 is the world
-        let next = self.groups.len() as u64 + 1;
-        *self.groups.entry((parent, seq, color)).or_insert(next)
+    /// The group of those that gave this colour; the same number for all of them, in whatever process they are.
+    pub fn group(parent: u64, seq: u64, color: usize) -> u64 {
+        // two of the few groups of a world get the same number once in 2^60 worlds
+        let mut hasher = DefaultHasher::new();
+        (parent, seq, color).hash(&mut hasher);
+        hasher.finish()
     }
 }
