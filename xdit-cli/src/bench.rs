@@ -27,7 +27,7 @@ pub fn run(args: &Bench, out: &mut Stdout) -> Result<(), Failure> {
     }
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let mut progress = Progress::new(args.quiet, args.json, interrupt.clone());
-    launch::check_environment()?;
+    launch::check_alone()?;
     args.without_effect().for_each(|notice| progress.warn(&notice));
     match measure(args, &mut progress) {
         Ok(measured) if args.json => out.line(record(args, &measured, &progress).to_string()),
@@ -46,7 +46,7 @@ fn measure(args: &Bench, progress: &mut Progress) -> Result<Measured> {
         gemm_quantization: args.compute.quantization(),
         ..Options::new(dtype(args))
     };
-    let ranks = launch::ranks(&args.compute, options.parallel.world_size())?;
+    let ranks = launch::threads(&args.compute, options.parallel.world_size())?;
     let mut pipeline = Pipeline::open(&args.source(), options, ranks, progress)?;
     let request = Request {
         height: args.size,

@@ -38,6 +38,11 @@ impl Devices {
         self.0.len() > 1
     }
 
+    /// Whether all of them are the CPU.
+    pub fn are_cpu(&self) -> bool {
+        self.0.iter().all(|device| *device == DeviceArg::Cpu)
+    }
+
     /// Whether there is one for all ranks or one for each; none need be there.
     pub fn check(&self, n_ranks: usize) -> Result<()> {
         match self.0.len() {

@@ -1,10 +1,16 @@
 //! How the program says that it failed.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use xdit_comm::launcher::Launched;
+use xdit_core::comm::{Cause, CommError};
+use xdit_core::engine::EngineError;
+use xdit_models::pipeline::PipelineError;
 
 use crate::console::{Stdout, complain};
 use crate::interrupt;
@@ -17,13 +23,17 @@ pub struct Failure {
     /// On one line, without "error".
     message: String,
     code: u8,
+    /// Which rank's failure this tells of, if another's, and whether that one is dead.
+    of: Option<(usize, bool)>,
     /// What was written before, as in the record of `--json`.
     files: Vec<Value>,
+    /// Whether torchrun has it.
+    recorded: bool,
 }
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { message: message(&error), code: 1, files: Vec::new() }
+        Self { message: message(&error), code: 1, of: rank(&error), files: Vec::new(), recorded: false }
     }
 }
 
@@ -34,17 +44,40 @@ impl Failure {
             true => message(error),
             false => format!("{}; {written}", message(error)),
         };
-        Self { message, code: 1, files }
+        Self { message, code: 1, of: rank(error), files, recorded: false }
     }
 
     /// `files` were written, and the user had enough.
     pub fn interrupted(written: &str, files: Vec<Value>) -> Self {
-        Self { message: format!("interrupted: {written}"), code: interrupt::EXIT_CODE, files }
+        Self {
+            message: format!("interrupted: {written}"),
+            code: interrupt::EXIT_CODE,
+            of: None,
+            files,
+            recorded: false,
+        }
     }
 
-    /// One line on standard error; with `--json` also a record for programs.
-    pub fn tell(self, raw: &[OsString], out: &mut Stdout) -> ExitCode {
+    /// On one line.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Writes the file that torchrun asks each process for, once.
+    pub fn record(&mut self, raw: &[OsString]) {
+        if !std::mem::replace(&mut self.recorded, true) {
+            write_error_file(&shorten(self.message.clone(), raw).replace('\n', " "), self.of.is_some());
+        }
+    }
+
+    /// One line on standard error; with `--json` also a record for programs. Of many processes only the first says so, or
+    /// the second of a dead first.
+    pub fn tell(mut self, raw: &[OsString], out: &mut Stdout) -> ExitCode {
+        self.record(raw);
         let message = shorten(self.message, raw).replace('\n', " ");
+        if !speaks(self.of) {
+            return ExitCode::from(self.code);
+        }
         if wants_json(raw) {
             let mut record = json!({ "error": message });
             if !self.files.is_empty() {
@@ -62,6 +95,9 @@ impl Failure {
 pub fn usage(error: &clap::Error, raw: &[OsString], out: &mut Stdout) -> ExitCode {
     let text = error.render().to_string();
     if error.use_stderr() {
+        if !speaks(None) {
+            return ExitCode::from(2);
+        }
         if wants_json(raw) {
             // the first paragraph; how it is used is for people
             let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
@@ -82,6 +118,34 @@ pub fn usage(error: &clap::Error, raw: &[OsString], out: &mut Stdout) -> ExitCod
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Of which rank's failure an error tells, and whether that one is dead.
+fn rank(error: &anyhow::Error) -> Option<(usize, bool)> {
+    match error.downcast_ref()? {
+        PipelineError::Engine(EngineError::Comm(CommError::PeerFailed { rank, peer, cause, .. })) if rank != peer => {
+            Some((*peer, matches!(cause, Cause::Told { dead: true, .. })))
+        }
+        _ => None,
+    }
+}
+
+/// Whether this process is the one that prints a failure.
+fn speaks(of: Option<(usize, bool)>) -> bool {
+    match Launched::from_env() {
+        Ok(Some(Launched { rank, .. })) => rank == 0 || (rank == 1 && of == Some((0, true))),
+        _ => true,
+    }
+}
+
+/// torchrun shows the failure that has the earliest date, in seconds: what another rank's failure led to comes after it.
+fn write_error_file(message: &str, is_of_another: bool) {
+    let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE") else { return };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let date = (now + u64::from(is_of_another)).to_string();
+    let record = json!({ "message": { "message": message, "extraInfo": { "timestamp": date } } });
+    // standard error has it as well
+    let _ = fs::write(path, record.to_string());
 }
 
 fn wants_json(raw: &[OsString]) -> bool {

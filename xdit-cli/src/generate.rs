@@ -2,8 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use xdit_core::observer::Observer;
 use xdit_models::pipeline::{Options, OutputType, Pipeline, Request, Settings, estimate};
@@ -12,7 +13,7 @@ use crate::args::{self, Generate, Seed};
 use crate::console::{Stdout, complain};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::launch;
+use crate::launch::Place;
 use crate::output::Target;
 use crate::plan;
 use crate::progress::Progress;
@@ -20,16 +21,43 @@ use crate::prompts;
 
 pub fn run(args: &Generate, out: &mut Stdout) -> Result<(), Failure> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+    let mut place = Place::find(&args.compute.device)?;
+    let mut done = match place.speaks() {
+        true => tell(args, &mut place, interrupt, out),
+        false => help(args, &mut place, interrupt),
+    };
+    place.end(done.as_mut().err());
+    done
+}
+
+/// What a process does that neither prints nor writes.
+fn help(args: &Generate, place: &mut Place, interrupt: Interrupt) -> Result<(), Failure> {
+    let mut progress = Progress::new(true, false, interrupt.clone());
+    let mut help = || -> Result<()> {
+        let request = request(args, place)?;
+        let options = options(args);
+        let ranks = place.ranks(&args.compute, options.parallel)?;
+        let mut pipeline = Pipeline::open(&args.model.source(), options, ranks, &mut progress)?;
+        Ok(pipeline.generate_each(&request, &mut progress, &mut |_| ControlFlow::Continue(()))?)
+    };
+    match help() {
+        Err(_) if interrupt.raised() => Err(Failure::interrupted("0 pictures written", Vec::new())),
+        done => Ok(done?),
+    }
+}
+
+/// What the first process does, or the only one.
+fn tell(args: &Generate, place: &mut Place, interrupt: Interrupt, out: &mut Stdout) -> Result<(), Failure> {
     let mut progress = Progress::new(args.quiet, args.json, interrupt.clone());
-    launch::check_environment()?;
-    let request = request(args)?;
+    place.hint().iter().for_each(|hint| progress.warn(hint));
+    let request = request(args, place)?;
     let n_pictures = request.prompts.len().saturating_mul(request.num_images);
     let target = Target::new(args, &request)?;
     let notices = args.unquoted.iter().cloned().chain(args.without_effect(n_pictures));
     notices.chain(target.without_effect(args)).for_each(|notice| progress.warn(&notice));
 
     let mut written = Vec::new();
-    let drawn = draw(args, &request, &target, &mut progress, out, &mut written);
+    let drawn = draw(args, place, &request, &target, &mut progress, out, &mut written);
     written.sort_by_key(|written| written.index);
     let n_written = written.len();
     let files: Vec<_> = written.into_iter().map(|written| written.record).collect();
@@ -63,6 +91,7 @@ struct Drawn {
 /// Draws, and writes each picture as soon as it is done.
 fn draw(
     args: &Generate,
+    place: &mut Place,
     request: &Request,
     target: &Target,
     progress: &mut Progress,
@@ -70,7 +99,7 @@ fn draw(
     written: &mut Vec<Written>,
 ) -> Result<Drawn> {
     let options = options(args);
-    let ranks = launch::ranks(&args.compute, options.parallel.world_size())?;
+    let ranks = place.ranks(&args.compute, options.parallel)?;
     let mut pipeline = Pipeline::open(&args.model.source(), options, ranks, progress)?;
     // everything that can be wrong with the request shows here, before any weight is read
     let settings = pipeline.settings(request)?;
@@ -125,10 +154,13 @@ fn options(args: &Generate) -> Options {
     }
 }
 
-fn request(args: &Generate) -> Result<Request> {
+fn request(args: &Generate, place: &Place) -> Result<Request> {
     let settings = &args.settings;
     Ok(Request {
         prompts: match &args.prompt_file {
+            Some(file) if file == Path::new("-") && place.is_one_of_many() => {
+                bail!("standard input is not the same for all processes; give --prompt-file a file")
+            }
             Some(file) => prompts::read(file)?,
             None => args.prompt.clone(),
         },
@@ -145,7 +177,7 @@ fn request(args: &Generate) -> Result<Request> {
         seed: match args.seed {
             Seed::Given(seed) => seed,
             // the system's random numbers; few enough digits to type them again, and exact in any JSON
-            Seed::Random => RandomState::new().hash_one(0) & u64::from(u32::MAX),
+            Seed::Random => place.same(RandomState::new().hash_one(0) & u64::from(u32::MAX))?,
         },
         num_images: args.num_images,
         output: match args.output_type {

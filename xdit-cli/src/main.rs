@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod console;
+mod cores;
 mod device;
 mod devices;
 mod download;
@@ -19,6 +20,7 @@ mod launch;
 mod models;
 mod output;
 mod plan;
+mod processes;
 mod progress;
 mod prompts;
 mod schedule;

@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -203,18 +202,20 @@ fn meshes_that_cannot_work_are_refused() {
     let patches = "num-pipeline-patch 0 is not within 1 and the picture's 2 rows of tokens";
     fails(&dir, stages(&["2", "--num-pipeline-patch", "0"]), 1, &[patches]);
     fails(&dir, with(&["--tensor-parallel-degree", "2"]), 1, &["tensor degree 2 is not supported yet, only 1"]);
-    let launched = Command::new(env!("CARGO_BIN_EXE_xdit"))
+}
+
+/// Each of them would draw all pictures.
+#[test]
+#[cfg(not(feature = "mpi"))]
+fn many_processes_that_nothing_joins_are_refused() {
+    let dir = TempDir::new().expect("a folder");
+    let launched = std::process::Command::new(env!("CARGO_BIN_EXE_xdit"))
         .args(["generate", "--prompt", "a cat"])
-        .env("WORLD_SIZE", "4")
+        .envs([("RANK", "0"), ("WORLD_SIZE", "4")])
         .current_dir(dir.path())
         .output()
         .expect("the program runs");
-    fails(
-        &dir,
-        launched,
-        1,
-        &["WORLD_SIZE=4 says that torchrun started 4 processes", "no transport between processes"],
-    );
+    fails(&dir, launched, 1, &["torchrun started 4 processes", "--features mpi", "--ulysses-degree"]);
 }
 
 #[test]

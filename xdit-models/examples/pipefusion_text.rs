@@ -12,6 +12,7 @@ use xdit_core::noise::TorchGenerator;
 use xdit_core::ops::to_f32;
 use xdit_models::builtin;
 use xdit_models::pipeline::components::{ALL_BLOCKS, Components};
+use xdit_models::pipeline::encoding::Encoding;
 use xdit_models::pipeline::registry;
 use xdit_models::pipeline::{ModelSource, Options, Pipeline, Request, Settings};
 use xdit_testing::oracle::{Displaced, displaced};
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
     let captions: Vec<_> = scene::HELD_OUT.lines().collect();
     let Settings { height, width, num_inference_steps: n_steps, max_sequence_length, .. } =
         pipeline.settings(&Request::new(captions[0]))?;
-    let texts = architecture.encode(&components, &device, &captions, max_sequence_length, &mut ())?;
+    let texts = architecture.encode(&components, &Encoding::alone(&device), &captions, max_sequence_length, &mut ())?;
     let (dit, _) = architecture.dit(&components, &device, ALL_BLOCKS, &mut ())?;
     let vae = components.vae(&device, &mut ())?;
     let geometry = architecture.geometry(&components)?;

@@ -13,6 +13,7 @@ use crate::error::ModelError;
 use crate::pipeline::activations::{Activations, BlockPass};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
@@ -108,12 +109,14 @@ pub trait Architecture: Sync {
 
     /// Reads the encoders one after the other, encodes all texts, frees the encoders unless they are to stay.
     ///
+    /// - `ranks`: which encoders run here
+    ///
     /// # Errors
-    /// Files that cannot be read; a cancelled request.
+    /// Files that cannot be read; a cancelled request; a rank that failed.
     fn encode(
         &self,
         components: &Components,
-        device: &Device,
+        ranks: &Encoding<'_>,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,

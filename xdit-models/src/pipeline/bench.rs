@@ -130,6 +130,7 @@ impl Pipeline {
             negative: Vec::new(),
             output: OutputType::Latent,
             settings: settings.clone(),
+            apart: self.workers.are_apart(),
         };
         let (dtype, quantization) = (self.components.options.dtype, self.components.options.gemm_quantization);
         let job = Bench { pictures, text, guided: guidance.guided, dtype, quantization, runs, started };

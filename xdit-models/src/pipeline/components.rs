@@ -16,6 +16,7 @@ use xdit_core::observer::{Observer, Phase};
 use xdit_core::sampler::{self, Flow, Sampler};
 
 use crate::error::ModelError;
+use crate::pipeline::encoding::Made;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::options::Options;
 use crate::text::clip::ClipTextConfig;
@@ -396,13 +397,13 @@ impl Components {
         texts: &[Encoded],
         masked: bool,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<TextStates>, PipelineError> {
+    ) -> Result<Vec<Made>, PipelineError> {
         let config: T5Config = self.config(component)?;
         let t5 =
             self.encoder(component, device, T5Encoder::UNUSED, observer, |loader| T5Encoder::load(loader, &config))?;
         each(texts, component, observer, |text| {
             let seen = masked.then(|| vec![text.seen()]);
-            TextStates { states: t5.forward(from_ref(&text.ids), seen.as_deref()), seen }
+            Made::states(TextStates { states: t5.forward(from_ref(&text.ids), seen.as_deref()), seen })
         })
     }
 }

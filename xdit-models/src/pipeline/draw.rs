@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use xdit_core::comm::Sent;
 use xdit_core::device::failure;
 use xdit_core::dit::{Dit, TextEmbeddings, TextStates};
 use xdit_core::engine::{self, Cfg, Denoise, EngineError, Halt, Reason, SkipLayers};
@@ -60,6 +61,8 @@ pub struct Pictures {
     pub output: OutputType,
     /// By picture.
     pub halts: Vec<Halt>,
+    /// Whether ranks are processes, of which the first hands over all pictures.
+    pub apart: bool,
 }
 
 /// What a rank hands over.
@@ -85,7 +88,7 @@ impl Pictures {
         let here = |texts: &[TextEmbeddings]| texts.iter().map(|text| on_device(text, &device)).collect::<Vec<_>>();
         let (prompts, negative) = (here(&self.prompts), here(&self.negative));
         let per_prompt = self.seeds.first().map_or(1, Vec::len);
-        let mut outcome = Ok(());
+        let (mut outcome, mut like) = (Ok(()), None);
         for i in self.mesh.share(worker.replica, self.halts.len()) {
             if desk.is_cancelled() {
                 // the ranks of the picture may be at it already: then it goes on as far as they are
@@ -105,7 +108,15 @@ impl Pictures {
                 continue;
             }
             match self.content(latents, vae, worker, desk) {
-                Ok(content) => desk.hand_over(Product::Picture { prompt, image, content }),
+                Ok(content) if !self.apart => desk.hand_over(Product::Picture { prompt, image, content }),
+                Ok(content) if worker.world.rank() == 0 => {
+                    like.get_or_insert_with(|| content.clone());
+                    desk.hand_over(Product::Picture { prompt, image, content });
+                }
+                Ok(content) => {
+                    let sent = worker.world.send(content.to_tensor(&device), 0).and_then(Sent::wait);
+                    outcome = outcome.and(sent.map_err(Into::into));
+                }
                 // the replica's other ranks end with the next picture
                 Err(error) => {
                     desk.cancel();
@@ -114,7 +125,26 @@ impl Pictures {
             }
         }
         desk.hand_over(Product::Kept(worker.attn.kept_bytes()));
+        if let (Ok(()), Some(like)) = (&outcome, like) {
+            self.collect(worker, &like, desk)?;
+        }
         outcome
+    }
+
+    /// Hands over what the other replicas, which are other processes, have drawn.
+    ///
+    /// - `like`: a picture of this request
+    fn collect(&self, worker: &Worker, like: &Content, desk: &mut Desk<Product>) -> Result<(), PipelineError> {
+        let per_prompt = self.seeds.first().map_or(1, Vec::len);
+        let n = self.halts.len();
+        let speakers: Vec<_> = (0..worker.world.size()).filter(|rank| self.mesh.speaks(*rank)).collect();
+        for i in (0..n).filter(|i| i % speakers.len() != worker.replica) {
+            let dims = [like.n_values()];
+            let values = worker.world.recv(speakers[i % speakers.len()], dims, DType::F32)?.wait()?;
+            let content = like.with(read(values, "a picture")?);
+            desk.hand_over(Product::Picture { prompt: i / per_prompt, image: i % per_prompt, content });
+        }
+        Ok(())
     }
 
     pub fn request<'a>(
@@ -208,12 +238,12 @@ impl Pictures {
 }
 
 /// An observer that also gives a sign of life to the ranks that may wait for this one.
-struct Beating<'a, 'd> {
-    worker: &'a Worker,
-    inner: &'d mut Desk<Product>,
+pub struct Beating<'a, 'd, T> {
+    pub worker: &'a Worker,
+    pub inner: &'d mut Desk<T>,
 }
 
-impl Observer for Beating<'_, '_> {
+impl<T> Observer for Beating<'_, '_, T> {
     fn begin(&mut self, phase: Phase, what: &str, total: u64) {
         self.inner.begin(phase, what, total);
     }
@@ -225,6 +255,10 @@ impl Observer for Beating<'_, '_> {
 
     fn end(&mut self, phase: Phase) {
         self.inner.end(phase);
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.inner.warn(message);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::dit::flux::{Flux, FluxConfig};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, Guidance};
 use crate::pipeline::components::{Components, each};
+use crate::pipeline::encoding::{Encoding, Made};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
@@ -105,7 +106,7 @@ impl Architecture for FluxPipeline {
     fn encode(
         &self,
         components: &Components,
-        device: &Device,
+        ranks: &Encoding<'_>,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -121,14 +122,24 @@ impl Architecture for FluxPipeline {
         let t5_vocab = components.t5_config("text_encoder_2")?.vocab_size;
         let t5_ids = components.tokens("tokenizer_2", texts, max_sequence_length, t5_vocab, observer)?;
 
-        let clip =
-            components.encoder("text_encoder", device, ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
-        let pooled = each(&clip_ids, "text_encoder", observer, |text| clip.forward(from_ref(&text.ids)).pooled)?;
-        drop(clip);
+        let (device, n) = (ranks.device(), texts.len());
+        let clip = ranks.start(|| {
+            let clip = components
+                .encoder("text_encoder", device, ClipText::UNUSED, observer, |l| ClipText::load(l, &config))?;
+            each(&clip_ids, "text_encoder", observer, |text| {
+                let pooled = Some(clip.forward(from_ref(&text.ids)).pooled);
+                Made { states: None, pooled }
+            })
+        })?;
         // the padding is looked at too
-        let txt = components.encode_t5("text_encoder_2", device, &t5_ids, false, observer)?;
-        let joined = txt.into_iter().zip(pooled);
-        Ok(joined.map(|(txt, pooled)| TextEmbeddings { txt, txt_2: None, pooled: Some(pooled) }).collect())
+        let t5 = ranks.start(|| components.encode_t5("text_encoder_2", device, &t5_ids, false, observer))?;
+        let made = ranks.take(clip, n)?.into_iter().zip(ranks.take(t5, n)?);
+        let join = |(clip, t5): (Made, Made)| TextEmbeddings {
+            txt: t5.into_states(),
+            txt_2: None,
+            pooled: Some(clip.into_pooled()),
+        };
+        Ok(made.map(join).collect())
     }
 
     fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError> {

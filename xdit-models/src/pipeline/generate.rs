@@ -17,7 +17,8 @@ use crate::hub::Wanted;
 use crate::pipeline::architecture::{Architecture, Guidance};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
-use crate::pipeline::draw::{Pictures, Product, Stage};
+use crate::pipeline::draw::{Beating, Pictures, Product, Stage};
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::idle;
@@ -206,6 +207,7 @@ impl Pipeline {
             negative,
             output: request.output,
             settings,
+            apart: self.workers.are_apart(),
         };
         self.draw(pictures, observer, each)
     }
@@ -367,7 +369,8 @@ impl Pipeline {
         }
     }
 
-    /// Every prompt once, on the first rank; the encoders are gone when this returns, unless they are to stay.
+    /// Every prompt once: on the first rank, or each encoder on a rank of its own where these are processes. The encoders
+    /// are gone when this returns, unless they are to stay.
     fn encode(
         &self,
         request: &Request,
@@ -383,9 +386,12 @@ impl Pipeline {
         }
         let (components, architecture) = (Arc::clone(&self.components), self.architecture);
         let limit = settings.max_sequence_length;
+        let apart = self.workers.are_apart();
         let job = move |worker: &mut Worker, desk: &mut Desk<Vec<TextEmbeddings>>| {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            let encoded = architecture.encode(&components, worker.device(), &texts, limit, desk)?;
+            let ranks = if apart { Encoding::shared(&*worker.world) } else { Encoding::alone(worker.device()) };
+            let mut beating = Beating { worker, inner: desk };
+            let encoded = architecture.encode(&components, &ranks, &texts, limit, &mut beating)?;
             desk.hand_over(encoded);
             Ok(())
         };

@@ -16,6 +16,7 @@ use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::{Components, each};
+use crate::pipeline::encoding::{Encoding, Made};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
@@ -98,7 +99,7 @@ impl Architecture for HunyuanDitPipeline {
     fn encode(
         &self,
         components: &Components,
-        device: &Device,
+        ranks: &Encoding<'_>,
         texts: &[&str],
         _max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -110,16 +111,23 @@ impl Architecture for HunyuanDitPipeline {
         let t5_ids = components.tokens("tokenizer_2", texts, transformer.text_len_t5, t5_vocab, observer)?;
 
         let config: BertConfig = components.config("text_encoder")?;
-        let bert =
-            components.encoder("text_encoder", device, Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
-        let txt = each(&bert_ids, "text_encoder", observer, |text| {
-            let seen = vec![text.seen()];
-            TextStates { states: bert.forward(from_ref(&text.ids), Some(&seen)), seen: Some(seen) }
+        let (device, n) = (ranks.device(), texts.len());
+        let bert = ranks.start(|| {
+            let bert = components
+                .encoder("text_encoder", device, Bert::UNUSED, observer, |loader| Bert::load(loader, &config))?;
+            each(&bert_ids, "text_encoder", observer, |text| {
+                let seen = vec![text.seen()];
+                Made::states(TextStates { states: bert.forward(from_ref(&text.ids), Some(&seen)), seen: Some(seen) })
+            })
         })?;
-        drop(bert);
-        let txt_2 = components.encode_t5("text_encoder_2", device, &t5_ids, true, observer)?;
-        let join = |(txt, txt_2)| TextEmbeddings { txt, txt_2: Some(txt_2), pooled: None };
-        Ok(txt.into_iter().zip(txt_2).map(join).collect())
+        let t5 = ranks.start(|| components.encode_t5("text_encoder_2", device, &t5_ids, true, observer))?;
+        let made = ranks.take(bert, n)?.into_iter().zip(ranks.take(t5, n)?);
+        let join = |(bert, t5): (Made, Made)| TextEmbeddings {
+            txt: bert.into_states(),
+            txt_2: Some(t5.into_states()),
+            pooled: None,
+        };
+        Ok(made.map(join).collect())
     }
 
     /// In units of an ordinary block, of six projections of attention and eight of the feed-forward: a block of the second

@@ -8,6 +8,7 @@ mod architecture;
 mod bench;
 pub mod binning;
 pub mod components;
+pub mod encoding;
 pub mod error;
 pub mod estimate;
 pub mod geometry;

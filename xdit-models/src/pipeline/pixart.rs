@@ -16,6 +16,7 @@ use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::{Architecture, DIFFUSION_SCHEDULERS, unshifted};
 use crate::pipeline::binning::Binning;
 use crate::pipeline::components::Components;
+use crate::pipeline::encoding::{Encoding, Made};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
@@ -98,7 +99,7 @@ impl Architecture for PixArtPipeline {
     fn encode(
         &self,
         components: &Components,
-        device: &Device,
+        ranks: &Encoding<'_>,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -107,8 +108,9 @@ impl Architecture for PixArtPipeline {
         let small: Vec<&str> = small.iter().map(String::as_str).collect();
         let vocab_size = components.t5_config("text_encoder")?.vocab_size;
         let ids = components.tokens("tokenizer", &small, max_sequence_length, vocab_size, observer)?;
-        let states = components.encode_t5("text_encoder", device, &ids, true, observer)?;
-        Ok(states.into_iter().map(|txt| TextEmbeddings { txt, txt_2: None, pooled: None }).collect())
+        let t5 = ranks.start(|| components.encode_t5("text_encoder", ranks.device(), &ids, true, observer))?;
+        let join = |made: Made| TextEmbeddings { txt: made.into_states(), txt_2: None, pooled: None };
+        Ok(ranks.take(t5, texts.len())?.into_iter().map(join).collect())
     }
 
     fn text(&self, components: &Components, max_sequence_length: usize) -> Result<TextSizes, PipelineError> {

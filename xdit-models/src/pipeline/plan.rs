@@ -11,6 +11,7 @@ use xdit_core::mesh::{Axis, Mesh};
 
 use crate::pipeline::activations::{self, Activations, BlockPass, Memory};
 use crate::pipeline::components::{ALL_BLOCKS, Components};
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::generate::{Applied, Pipeline};
 use crate::pipeline::memory::{ComponentMemory, Plan, RankMemory};
@@ -99,7 +100,9 @@ impl Pipeline {
     fn encoder_memory(&self, settings: &Settings) -> Result<(Vec<ComponentMemory>, u64), PipelineError> {
         let limit = settings.max_sequence_length;
         // all of them are read, in their order, and none gets a text
-        let build = |dry: &Components| self.architecture.encode(dry, &Device::flex(), &[], limit, &mut ()).map(drop);
+        let build = |dry: &Components| {
+            self.architecture.encode(dry, &Encoding::alone(&Device::flex()), &[], limit, &mut ()).map(drop)
+        };
         let (components, memory, mut text) = (&self.components, self.kernels(), 0);
         let encoder = |report: LoadReport| {
             let name = report.component.clone();

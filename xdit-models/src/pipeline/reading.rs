@@ -9,7 +9,7 @@ use xdit_core::observer::Observer;
 
 use crate::pipeline::architecture::Architecture;
 use crate::pipeline::components::{ALL_BLOCKS, Components};
-use crate::pipeline::draw::Stage;
+use crate::pipeline::draw::{Beating, Stage};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
@@ -77,7 +77,7 @@ impl Reader<'_> {
         let job = move |worker: &mut Worker, desk: &mut Desk<Weights>| {
             let mine = at.iter().filter(|(rank, _)| *rank == worker.world.rank()).flat_map(|(_, wanted)| wanted);
             mine.copied().try_for_each(|what| {
-                let weights = read(&components, worker.device(), what, desk)?;
+                let weights = read(&components, worker.device(), what, &mut Beating { worker, inner: desk })?;
                 desk.hand_over(weights);
                 Ok(())
             })

@@ -1,5 +1,6 @@
 //! What to draw, and what comes of it.
 
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 use xdit_core::engine::SkipLayers;
 
@@ -165,6 +166,36 @@ pub enum Content {
         /// Row-major.
         values: Vec<f32>,
     },
+}
+
+impl Content {
+    /// How it travels to another process: bytes as the numbers that they are.
+    pub(super) fn to_tensor(&self, device: &Device) -> Tensor<1> {
+        let values = match self {
+            Self::Picture { rgb, .. } => rgb.iter().copied().map(f32::from).collect(),
+            Self::Latent { values, .. } => values.clone(),
+        };
+        Tensor::from_data(TensorData::new(values, [self.n_values()]), device)
+    }
+
+    /// How many numbers it holds.
+    pub(super) fn n_values(&self) -> usize {
+        match self {
+            Self::Picture { rgb, .. } => rgb.len(),
+            Self::Latent { values, .. } => values.len(),
+        }
+    }
+
+    /// Another one of the same kind and size.
+    pub(super) fn with(&self, values: Vec<f32>) -> Self {
+        match self {
+            Self::Picture { width, height, .. } => {
+                let rgb = values.into_iter().map(|x| x as u8).collect();
+                Self::Picture { width: *width, height: *height, rgb }
+            }
+            Self::Latent { dims, .. } => Self::Latent { dims: dims.clone(), values },
+        }
+    }
 }
 
 /// A request with every default filled in.

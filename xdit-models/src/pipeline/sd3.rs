@@ -15,6 +15,7 @@ use crate::dit::sd3::{Sd3, Sd3Config};
 use crate::pipeline::activations::{self, Activations, BlockPass};
 use crate::pipeline::architecture::Architecture;
 use crate::pipeline::components::{Components, each};
+use crate::pipeline::encoding::{Encoding, Made};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::geometry::Geometry;
 use crate::pipeline::request::Defaults;
@@ -91,7 +92,7 @@ impl Architecture for Sd3Pipeline {
     fn encode(
         &self,
         components: &Components,
-        device: &Device,
+        ranks: &Encoding<'_>,
         texts: &[&str],
         max_sequence_length: usize,
         observer: &mut dyn Observer,
@@ -105,21 +106,27 @@ impl Architecture for Sd3Pipeline {
             }
             false => None,
         };
-        let (clip_1, clip_2) =
-            (clip_1.encode(components, device, observer)?, clip_2.encode(components, device, observer)?);
-        let t5 = match t5 {
-            // the padding is looked at too
-            Some(ids) => components.encode_t5("text_encoder_3", device, &ids, false, observer)?,
+        let (device, n) = (ranks.device(), texts.len());
+        let clip_1 = ranks.start(|| clip_1.encode(components, device, observer))?;
+        let clip_2 = ranks.start(|| clip_2.encode(components, device, observer))?;
+        // the padding is looked at too
+        let t5 = t5.map(|ids| ranks.start(|| components.encode_t5("text_encoder_3", device, &ids, false, observer)));
+        let (clip_1, clip_2) = (ranks.take(clip_1, n)?, ranks.take(clip_2, n)?);
+        let t5: Vec<_> = match t5.transpose()? {
+            Some(t5) => ranks.take(t5, n)?.into_iter().map(Made::into_states).collect(),
             None => {
                 let d = components.config::<Sd3Config>("transformer")?.joint_attention_dim;
                 let zeros = Tensor::zeros([1, max_sequence_length, d], (device, DType::from(components.options.dtype)));
-                vec![TextStates::all(zeros); texts.len()]
+                vec![TextStates::all(zeros); n]
             }
         };
-        let join = |((clip_1, clip_2), t5): ((ClipStates, ClipStates), TextStates)| TextEmbeddings {
-            txt: TextStates::all(join(clip_1.states, clip_2.states, t5.states)),
-            txt_2: None,
-            pooled: Some(Tensor::cat(vec![clip_1.pooled, clip_2.pooled], 1)),
+        let join = |((clip_1, clip_2), t5): ((Made, Made), TextStates)| {
+            let pooled = [&clip_1, &clip_2].map(|clip| clip.clone().into_pooled());
+            TextEmbeddings {
+                txt: TextStates::all(join(clip_1.into_states().states, clip_2.into_states().states, t5.states)),
+                txt_2: None,
+                pooled: Some(Tensor::cat(pooled.into(), 1)),
+            }
         };
         Ok(clip_1.into_iter().zip(clip_2).zip(t5).map(join).collect())
     }
@@ -192,14 +199,6 @@ struct Clip {
     texts: Vec<Encoded>,
 }
 
-/// What it makes of one text.
-struct ClipStates {
-    /// `[1, tokens, d_model]`, of the last layer but one
-    states: Tensor<3>,
-    /// `[1, projection_dim]`
-    pooled: Tensor<2>,
-}
-
 impl Clip {
     fn open(
         components: &Components,
@@ -221,14 +220,15 @@ impl Clip {
         components: &Components,
         device: &Device,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<ClipStates>, PipelineError> {
+    ) -> Result<Vec<Made>, PipelineError> {
         let clip = components.encoder(self.component, device, ClipText::UNUSED_WITH_PROJECTION, observer, |l| {
             ClipText::load_with_projection(l, &self.config)
         })?;
         each(&self.texts, self.component, observer, |text| {
             let out = clip.forward(from_ref(&text.ids));
             let last_but_one = out.hidden_states.len() - 2;
-            ClipStates { states: out.hidden_states[last_but_one].clone(), pooled: out.pooled }
+            let states = TextStates::all(out.hidden_states[last_but_one].clone());
+            Made { states: Some(states), pooled: Some(out.pooled) }
         })
     }
 }

@@ -18,11 +18,17 @@ type Job = Box<dyn FnOnce(&mut Result<Worker, CommError>) + Send>;
 
 /// The ranks of this process. Dropping them ends their threads.
 #[derive(Default)]
-pub struct Workers(Vec<Thread>);
+pub struct Workers {
+    threads: Vec<Thread>,
+    /// Whether other processes have ranks as well.
+    apart: bool,
+}
 
 struct Thread {
     rank: usize,
     slot: usize,
+    /// Whether a failure must be told to other processes.
+    apart: bool,
     /// Absent once the pipeline lets go.
     jobs: Option<Sender<Job>>,
     handle: Option<JoinHandle<()>>,
@@ -50,12 +56,18 @@ enum Event<T> {
 impl Workers {
     /// One thread for each communicator; those of other processes are started there.
     pub fn launch(mesh: &Mesh, ranks: Vec<Box<dyn Communicator>>) -> Self {
-        Self(ranks.into_iter().map(|world| Thread::launch(*mesh, world)).collect())
+        let apart = ranks.len() < mesh.world_size();
+        Self { threads: ranks.into_iter().map(|world| Thread::launch(*mesh, world, apart)).collect(), apart }
+    }
+
+    /// Whether other processes have ranks as well, with which nothing is shared but what is sent.
+    pub fn are_apart(&self) -> bool {
+        self.apart
     }
 
     /// The number in the world and the device of each; see [`Communicator::slot`].
     pub fn ranks(&self) -> Vec<(usize, usize)> {
-        self.0.iter().map(|thread| (thread.rank, thread.slot)).collect()
+        self.threads.iter().map(|thread| (thread.rank, thread.slot)).collect()
     }
 
     /// Has some of the ranks do `job` at once, and waits for all of them. What the first of them tells goes to the observer,
@@ -76,7 +88,7 @@ impl Workers {
         let (events, inbox) = mpsc::channel();
         for &i in which {
             let desk = Desk { rank: i, cancelled: Arc::clone(&cancelled), events: events.clone() };
-            self.0[i].give(Arc::clone(&job), desk);
+            self.threads[i].give(Arc::clone(&job), desk);
         }
         drop(events);
         watch(which, &inbox, &cancelled, observer, each)
@@ -144,7 +156,7 @@ fn show<T>(event: Event<T>, observer: &mut dyn Observer) -> ControlFlow<()> {
 }
 
 impl Thread {
-    fn launch(mesh: Mesh, world: Box<dyn Communicator>) -> Self {
+    fn launch(mesh: Mesh, world: Box<dyn Communicator>, apart: bool) -> Self {
         let (rank, slot) = (world.rank(), world.slot());
         let (jobs, inbox) = mpsc::channel::<Job>();
         let work = move || {
@@ -152,7 +164,7 @@ impl Thread {
             inbox.into_iter().for_each(|job| job(&mut worker));
         };
         let handle = thread::Builder::new().name(format!("rank {rank}")).spawn(work).ok();
-        Self { rank, slot, jobs: Some(jobs), handle }
+        Self { rank, slot, apart, jobs: Some(jobs), handle }
     }
 
     /// If the thread is gone, so is the desk: the request hears nothing of this rank.
@@ -161,9 +173,14 @@ impl Thread {
         job: Arc<impl Fn(&mut Worker, &mut Desk<T>) -> Result<(), PipelineError> + Send + Sync + 'static>,
         mut desk: Desk<T>,
     ) {
+        let apart = self.apart;
         let work: Job = Box::new(move |worker| {
             let result = match worker {
-                Ok(worker) => job(worker, &mut desk),
+                Ok(worker) => job(worker, &mut desk).inspect_err(|error| {
+                    if apart {
+                        worker.world.abort(&error.to_string());
+                    }
+                }),
                 Err(error) => Err(error.clone().into()),
             };
             desk.tell(Event::Done(result));
