@@ -149,6 +149,7 @@ impl<const D: usize> Trade<D> {
 }
 
 /// What came, in its place or in blocks that fill a tensor.
+#[allow(clippy::large_enum_variant, reason = "one is alive at a time")]
 enum Landed<const D: usize> {
     There(Tensor<D>),
     Blocks(Vec<(Span<D>, Tensor<D>)>),
