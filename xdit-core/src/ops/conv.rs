@@ -3,14 +3,14 @@
 //! Feature maps are `[batch, channels, height, width]`; on the CPU and on NVIDIA's GPUs they are views of memory that has
 //! the channels innermost, as heads are of token-major memory.
 
-use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
+use burn::tensor::{Tensor, module, ops::ConvOptions};
 
 use super::choose::choose;
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::tensors::{to_dtype, to_f32};
-use super::types::{Conv2d, GroupNorm};
+use super::tensors::narrow;
+use super::types::Conv2d;
 use crate::checkpoint::{LoadError, Loader};
 
 impl Conv2d {
@@ -28,7 +28,7 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         choose!(
             &x,
-            cpu: cpu::conv2d(&x, self, None),
+            cpu: cpu::conv2d(&x, self, [0, 0], None),
             cuda: cuda::conv2d(&x, self, None),
             portable: self.portable(x),
         )
@@ -40,60 +40,47 @@ impl Conv2d {
     pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
         choose!(
             &x,
-            cpu: cpu::conv2d(&x, self, Some(&residual)),
+            cpu: cpu::conv2d(&x, self, [0, 0], Some(&residual)),
             cuda: cuda::conv2d(&x, self, Some(&residual)),
             portable: self.portable(x) + residual,
         )
+    }
+
+    /// [`forward`](Self::forward), or [`forward_add`](Self::forward_add), of the rows of `x` between margins: these are
+    /// neighbours to look at, and the result has none. What lies beyond them is zeros, as at the edge of a picture.
+    ///
+    /// - `margins`: rows at the top and at the bottom
+    /// - `residual`: `[batch, out, height - margins, width]`
+    pub fn forward_within(&self, x: Tensor<4>, margins: [usize; 2], residual: Option<Tensor<4>>) -> Tensor<4> {
+        if margins == [0, 0] {
+            return match residual {
+                Some(residual) => self.forward_add(x, residual),
+                None => self.forward(x),
+            };
+        }
+        choose!(
+            &x,
+            cpu: cpu::conv2d(&x, self, margins, residual.as_ref()),
+            cuda: None,
+            portable: self.portable_within(x, margins, residual),
+        )
+    }
+
+    /// Computes the margins, too, and leaves them out.
+    fn portable_within(&self, x: Tensor<4>, [above, below]: [usize; 2], residual: Option<Tensor<4>>) -> Tensor<4> {
+        let rows = above..x.dims()[2] - below;
+        let y = narrow(&self.forward(x), 2, rows);
+        match residual {
+            // added in the order of their memory
+            Some(residual) => channels_first(channels_last(y) + channels_last(residual)),
+            None => y,
+        }
     }
 
     fn portable(&self, x: Tensor<4>) -> Tensor<4> {
         let padding = self.weight.dims()[2] / 2;
         let options = ConvOptions::new([1, 1], [padding, padding], [1, 1], 1);
         module::conv2d(x, self.weight.clone(), Some(self.bias.clone()), options)
-    }
-}
-
-impl GroupNorm {
-    /// Reads `weight` and `bias` at the loader's place.
-    ///
-    /// # Errors
-    /// A shape other than `[channels]`.
-    pub fn load(loader: &Loader<'_>, channels: usize, n_groups: usize, eps: f64) -> Result<Self, LoadError> {
-        let (weight, bias) = (loader.tensor("weight", [channels])?, loader.tensor("bias", [channels])?);
-        Ok(Self { weight, bias, n_groups, eps })
-    }
-
-    /// `[batch, channels, height, width]` to the same.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        choose!(
-            &x,
-            cpu: cpu::group_norm(&x, self, false),
-            cuda: cuda::group_norm(&x, self, false),
-            portable: self.portable(x),
-        )
-    }
-
-    /// `silu(forward(x))`
-    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        choose!(
-            &x,
-            cpu: cpu::group_norm(&x, self, true),
-            cuda: cuda::group_norm(&x, self, true),
-            portable: activation::silu(self.portable(x)),
-        )
-    }
-
-    fn portable(&self, x: Tensor<4>) -> Tensor<4> {
-        let (dtype, dims) = (x.dtype(), x.dims());
-        let [b, c, h, w] = dims;
-        let x: Tensor<4> = to_f32(x).reshape([b, self.n_groups, c / self.n_groups * h, w]);
-        // in two goes: some backends add one number to the next, which over a whole picture loses half the digits
-        let mean = |x: Tensor<4>| x.mean_dim(3).mean_dim(2);
-        let centred = x.clone() - mean(x);
-        let var = mean(centred.clone() * centred.clone());
-        let y = (centred / (var + self.eps).sqrt()).reshape(dims);
-        let per_channel = |x: &Tensor<1>| to_f32(x.clone()).reshape([1, c, 1, 1]);
-        to_dtype(y * per_channel(&self.weight) + per_channel(&self.bias), dtype)
     }
 }
 
@@ -108,16 +95,26 @@ pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
     )
 }
 
+/// `[batch, channels, height, width] -> [batch, height, width, channels]`, as the memory of feature maps is.
+pub fn channels_last(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 2, 3, 1])
+}
+
+/// The inverse of [`channels_last`].
+pub fn channels_first(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
+}
+
 /// `[batch, channels, height, width] -> [batch, height * width, channels]`, a view on the CPU.
 pub fn pixels_to_tokens(x: Tensor<4>) -> Tensor<3> {
     let [b, c, h, w] = x.dims();
-    x.permute([0, 2, 3, 1]).reshape([b, h * w, c])
+    channels_last(x).reshape([b, h * w, c])
 }
 
 /// The inverse of [`pixels_to_tokens`].
 pub fn tokens_to_pixels(x: Tensor<3>, height: usize, width: usize) -> Tensor<4> {
     let [b, _, c] = x.dims();
-    x.reshape([b, height, width, c]).permute([0, 3, 1, 2])
+    channels_first(x.reshape([b, height, width, c]))
 }
 
 #[cfg(test)]
@@ -152,17 +149,37 @@ mod tests {
         check(5, [1, 3, 4], [6, 7]);
     }
 
-    #[test]
-    fn cpu_group_norm_matches_burn() {
+    /// A picture in three bands, each with a row of its neighbours, is the picture.
+    #[track_caller]
+    fn check_bands(k: usize, cuts: [usize; 2], forward: impl Fn(&Conv2d, Tensor<4>, [usize; 2]) -> Tensor<4>) {
         let dev = Device::flex();
-        let norm = GroupNorm { weight: random([24], 1, &dev), bias: random([24], 2, &dev), n_groups: 6, eps: 1e-6 };
-        for [h, w] in [[1, 1], [3, 5], [70, 41]] {
-            // far from zero, where a sum of squares would lose the variance
-            let x = random([2, 24, h, w], 3, &dev) + 30.0;
-            let want = norm.portable(x.clone());
-            assert_close(norm.forward(x.clone()), want.clone(), 2e-5);
-            let x = (x.permute([0, 2, 3, 1]) * 1.0).permute([0, 3, 1, 2]);
-            assert_close(norm.forward_silu(x), activation::silu(want), 2e-5);
+        let conv = Conv2d { weight: random([20, 7, k, k], 1, &dev), bias: random([20], 2, &dev) };
+        let x = random([2, 7, 11, 9], 3, &dev);
+        let want = conv.portable(x.clone());
+        let [first, second] = cuts;
+        let band = |from: usize, to: usize| {
+            let margins = [1.min(from), 1.min(11 - to)];
+            let rows = from - margins[0]..to + margins[1];
+            forward(&conv, x.clone().narrow(2, rows.start, rows.len()), margins)
+        };
+        let got = Tensor::cat(vec![band(0, first), band(first, second), band(second, 11)], 2);
+        assert_close(got, want, TOLERANCE);
+    }
+
+    #[test]
+    fn convolutions_of_bands_with_margins_are_that_of_the_picture() {
+        for cuts in [[4, 8], [1, 2], [5, 10]] {
+            check_bands(3, cuts, |conv, x, margins| conv.forward_within(x, margins, None));
+            check_bands(3, cuts, |conv, x, margins| conv.portable_within(x, margins, None));
+            let added = |conv: &Conv2d, x: Tensor<4>, margins: [usize; 2]| {
+                let [b, _, h, w] = x.dims();
+                let residual = random([b, 20, h - margins[0] - margins[1], w], 4, &Device::flex());
+                let plain = conv.portable_within(x.clone(), margins, Some(residual.clone()));
+                assert_close(conv.forward_within(x, margins, Some(residual.clone())), plain.clone(), TOLERANCE);
+                plain - residual
+            };
+            check_bands(3, cuts, added);
+            check_bands(1, cuts, added);
         }
     }
 

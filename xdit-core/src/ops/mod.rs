@@ -18,6 +18,7 @@ mod conv;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod group_norm;
 mod input;
 mod linear;
 mod norm;
@@ -29,7 +30,8 @@ pub use attention::{
     QkvOf, attention, attention_into, cat_tokens, joint_qkv, merge_attended, merge_heads, split_heads,
 };
 pub use choose::{QuantizationError, check_quantization, is_gpu};
-pub use conv::{pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
+pub use conv::{channels_first, channels_last, pixels_to_tokens, tokens_to_pixels, upsample_nearest_2x};
+pub use group_norm::merge_moments;
 pub use input::Input;
 pub use linear::{Linear, Linears, geglu, linear_cat};
 pub use norm::{gated_residual, layer_norm, modulated_norm, rms_norm};

@@ -2,9 +2,12 @@
 //!
 //! Mirrors `src/diffusers/models/autoencoders/autoencoder_kl.py` and `Decoder` in `vae.py`.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Deserializer};
 use xdit_core::checkpoint::{LoadError, Loader};
+use xdit_core::comm::CommError;
 use xdit_core::dit::attention_scale;
 use xdit_core::ops::{
     Conv2d, GroupNorm, Linear, attention, merge_heads, pixels_to_tokens, split_heads, to_dtype, tokens_to_pixels,
@@ -12,7 +15,8 @@ use xdit_core::ops::{
 };
 
 use crate::error::{ModelError, few, positive};
-use crate::vae::tiles::{Tiles, Tiling};
+use crate::vae::bands::{BandError, Bands, Widened};
+use crate::vae::tiles::{Cancelled, Tiles, Tiling};
 use crate::vae::{Factors, Vae};
 
 /// `vae/config.json`; field names and defaults are the checkpoint's.
@@ -163,13 +167,27 @@ impl AutoencoderKl {
     }
 
     /// Decodes as a whole; `see` is shown what comes out of `conv_in`, `mid_block`, `up_blocks.0` and so on.
-    pub fn decode_each(&self, latents: Tensor<4>, see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
-        let latents = to_dtype(latents, self.dtype);
-        let latents = match &self.post_quant_conv {
-            Some(conv) => conv.forward(latents),
-            None => latents,
+    pub fn decode_each(&self, latents: Tensor<4>, mut see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+        let see = |stage: &str, x: &Tensor<4>| {
+            see(stage, x);
+            ControlFlow::Continue(())
         };
-        self.decoder.forward(latents, see)
+        self.decode_by(latents, &Bands::WHOLE, see).expect("one rank waits for nobody, and is not stopped")
+    }
+
+    /// Of all latents the rows of `bands`; `see` may break.
+    fn decode_by(
+        &self,
+        latents: Tensor<4>,
+        bands: &Bands<'_>,
+        see: impl FnMut(&str, &Tensor<4>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, BandError> {
+        let Widened { x, margins } = bands.cut(to_dtype(latents, self.dtype));
+        let x = match &self.post_quant_conv {
+            Some(conv) => conv.forward(x),
+            None => x,
+        };
+        self.decoder.forward(bands, Widened { x, margins }, see)
     }
 }
 
@@ -188,8 +206,13 @@ impl Vae for AutoencoderKl {
         Tiles::new(tiling, self.config.sample_size, self.config.scale(), latent_size)
     }
 
-    fn decode_whole(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decode_each(latents, |_, _| {})
+    fn decode_band(
+        &self,
+        latents: Tensor<4>,
+        bands: &Bands<'_>,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, BandError> {
+        self.decode_by(latents, bands, |_, _| go_on())
     }
 }
 
@@ -220,17 +243,32 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, latents: Tensor<4>, mut see: impl FnMut(&str, &Tensor<4>)) -> Tensor<4> {
-        let mut x = self.conv_in.forward(latents);
-        see("conv_in", &x);
-        x = self.mid_block.forward(x);
-        see("mid_block", &x);
+    /// - `see`: may break behind a stage
+    fn forward(
+        &self,
+        bands: &Bands<'_>,
+        latents: Widened,
+        mut see: impl FnMut(&str, &Tensor<4>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, BandError> {
+        let mut seen = |stage: &str, x: &Tensor<4>| match see(stage, x) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Cancelled),
+        };
+        let mut x = conv(&self.conv_in, latents, None);
+        seen("conv_in", &x)?;
+        x = self.mid_block.forward(bands, x)?;
+        seen("mid_block", &x)?;
         for (i, block) in self.up_blocks.iter().enumerate() {
-            x = block.forward(x);
-            see(&format!("up_blocks.{i}"), &x);
+            x = block.forward(bands, x)?;
+            seen(&format!("up_blocks.{i}"), &x)?;
         }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        Ok(conv(&self.conv_out, bands.norm_silu(&self.conv_norm_out, x)?, None))
     }
+}
+
+/// A convolution of a band.
+fn conv(conv: &Conv2d, Widened { x, margins }: Widened, residual: Option<Tensor<4>>) -> Tensor<4> {
+    conv.forward_within(x, margins, residual)
 }
 
 /// `UNetMidBlock2D`
@@ -252,12 +290,12 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.resnets[0].forward(x);
+    fn forward(&self, bands: &Bands<'_>, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
+        let mut x = self.resnets[0].forward(bands, x)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(x);
+            x = attention.forward(bands, x)?;
         }
-        self.resnets[1].forward(x)
+        self.resnets[1].forward(bands, x)
     }
 }
 
@@ -287,12 +325,12 @@ impl UpBlock {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = self.resnets.iter().fold(x, |x, resnet| resnet.forward(x));
-        match &self.upsampler {
-            Some(conv) => conv.forward(upsample_nearest_2x(x)),
-            None => x,
-        }
+    fn forward(&self, bands: &Bands<'_>, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
+        let x = self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(bands, x))?;
+        let Some(upsampler) = &self.upsampler else { return Ok(x) };
+        let Widened { x, margins } = bands.widen(x)?;
+        let x = Widened { x: upsample_nearest_2x(x), margins: margins.map(|rows| 2 * rows) };
+        Ok(conv(upsampler, x, None))
     }
 }
 
@@ -321,14 +359,14 @@ impl Resnet {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.conv1.forward(self.norm1.forward_silu(x.clone()));
-        let y = self.norm2.forward_silu(y);
+    fn forward(&self, bands: &Bands<'_>, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
+        let y = conv(&self.conv1, bands.norm_silu(&self.norm1, x.clone())?, None);
+        let y = bands.norm_silu(&self.norm2, y)?;
         let shortcut = match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,
         };
-        self.conv2.forward_add(y, shortcut)
+        Ok(conv(&self.conv2, y, Some(shortcut)))
     }
 }
 
@@ -356,12 +394,14 @@ impl MidAttention {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward(&self, bands: &Bands<'_>, x: Tensor<4>) -> Result<Tensor<4>, CommError> {
         let [_, c, height, width] = x.dims();
-        let y = pixels_to_tokens(self.group_norm.forward(x.clone()));
-        let head = |proj: &Linear| split_heads(proj.forward(y.clone()), 1);
-        let y = attention(head(&self.to_q), head(&self.to_k), head(&self.to_v), None, attention_scale(c)).out;
-        tokens_to_pixels(pixels_to_tokens(x) + self.to_out.forward(merge_heads(y)), height, width)
+        let y = pixels_to_tokens(bands.norm(&self.group_norm, x.clone())?);
+        let all = |proj: &Linear| Ok(split_heads(bands.all_pixels(proj.forward(y.clone()), width)?, 1));
+        let (k, v) = (all(&self.to_k)?, all(&self.to_v)?);
+        let q = split_heads(self.to_q.forward(y.clone()), 1);
+        let y = attention(q, k, v, None, attention_scale(c)).out;
+        Ok(tokens_to_pixels(pixels_to_tokens(x) + self.to_out.forward(merge_heads(y)), height, width))
     }
 }
 

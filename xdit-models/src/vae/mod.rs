@@ -3,6 +3,7 @@
 //! There is no encoder: a picture starts from noise, and nothing here takes one as input yet.
 
 pub mod autoencoder_kl;
+pub mod bands;
 pub mod tiles;
 
 use std::ops::ControlFlow;
@@ -10,6 +11,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use xdit_core::observer::{Observer, Phase};
 
+use self::bands::{BandError, Bands};
 use self::tiles::{Cancelled, Tiles, Tiling};
 
 /// Pixels per latent pixel along each axis.
@@ -34,10 +36,26 @@ pub trait Vae: Send + Sync {
     /// How latents of this height and width are cut; `None` if they are decoded as a whole.
     fn tiles(&self, tiling: Tiling, latent_size: [usize; 2]) -> Option<Tiles>;
 
-    /// Decodes latents that have been through [`unscale`](Self::unscale), all at once, to pictures that are nominally in
-    /// -1..=1 but not clamped: `[batch, latent_channels, height, width] -> [batch, channels, height, width]`, larger by
-    /// [`factors`](Self::factors).
-    fn decode_whole(&self, latents: Tensor<4>) -> Tensor<4>;
+    /// Decodes latents that have been through [`unscale`](Self::unscale), to pictures that are nominally in -1..=1 but not
+    /// clamped: `[batch, latent_channels, height, width] -> [batch, channels, height, width]`, larger by
+    /// [`factors`](Self::factors). Every rank of `bands` has all latents, and gets its rows of the picture.
+    ///
+    /// - `go_on`: asked from time to time; breaks at the same call on all of these ranks
+    ///
+    /// # Errors
+    /// A rank that failed, or `go_on` breaks.
+    fn decode_band(
+        &self,
+        latents: Tensor<4>,
+        bands: &Bands<'_>,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, BandError>;
+
+    /// [`decode_band`](Self::decode_band) of the whole picture.
+    fn decode_whole(&self, latents: Tensor<4>) -> Tensor<4> {
+        let band = self.decode_band(latents, &Bands::WHOLE, &mut || ControlFlow::Continue(()));
+        band.expect("one rank waits for nobody, and is not stopped")
+    }
 
     /// As [`decode_whole`](Self::decode_whole), in tiles where `tiling` wants it. After each tile, `progress` is told how
     /// many are done and how many there are.

@@ -9,8 +9,13 @@ use super::pixels::Pixels;
 use super::winograd::winograd;
 use crate::ops::types::Conv2d;
 
-/// See [`Conv2d`]. `None` for other kernels than 1x1 and 3x3.
-pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Option<Tensor<4>> {
+/// See [`Conv2d::forward_within`]. `None` for other kernels than 1x1 and 3x3, and for margins of the former.
+pub fn conv2d(
+    x: &Tensor<4>,
+    conv: &Conv2d,
+    [above, below]: [usize; 2],
+    residual: Option<&Tensor<4>>,
+) -> Option<Tensor<4>> {
     let x = Pixels::of(x)?;
     let residual = match residual {
         Some(residual) => Some(Pixels::of(residual)?),
@@ -21,13 +26,14 @@ pub fn conv2d(x: &Tensor<4>, conv: &Conv2d, residual: Option<&Tensor<4>>) -> Opt
     let weight = Host::rows_of(&conv.weight.clone().reshape([c_out, c_in * k * k]))?;
     let bias = Host::rows_of(&conv.bias)?;
     let (weight, bias) = (&weight.slice()[..c_out * c_in * k * k], &bias.slice()[..c_out]);
-    let mut out = buffer(x.batch * x.height * x.width * c_out);
+    let height = x.height - above - below;
+    let mut out = buffer(x.batch * height * x.width * c_out);
     match k {
-        1 => pointwise(&mut out, &x, weight, bias, residual.as_ref()),
-        3 => winograd(&mut out, &x, weight, bias, residual.as_ref()),
+        1 if height == x.height => pointwise(&mut out, &x, weight, bias, residual.as_ref()),
+        3 => winograd(&mut out, &x, above, weight, bias, residual.as_ref()),
         _ => return None,
     }
-    Some(x.tensor_like(out, 1, c_out))
+    Some(Pixels { height, ..x }.tensor_like(out, 1, c_out))
 }
 
 /// A 1x1 convolution: one product for each strip of rows.

@@ -22,6 +22,6 @@ mod winograd;
 pub(super) use attention::attention;
 pub(super) use conv::conv2d;
 pub(super) use dense::{Panels, dense};
-pub(super) use group_norm::group_norm;
+pub(super) use group_norm::{group_norm, moments};
 pub(super) use pixels::upsample_nearest_2x;
 pub(super) use rows::{activation, gated_residual, layer_norm, merge_attended, modulated_norm, norm_rope};

@@ -24,12 +24,14 @@ const TASK_FLOATS: usize = 2 << 20;
 /// A 3x3 convolution as in Lavin & Gray, "Fast algorithms for convolutional neural networks" (2016), F(4x4, 3x3): a
 /// quarter of the multiplications. Patches of 6x6 input pixels are transformed to 36 values, which are independent:
 /// for each, tiles times channels times weights is a matrix product. Another transform gives the tile's 4x4 pixels.
-pub fn winograd(out: &mut [f32], x: &Pixels, weight: &[f32], bias: &[f32], residual: Option<&Pixels>) {
+///
+/// - `above`: rows of `x` before the first that `out` has; it may also end before `x` does
+pub fn winograd(out: &mut [f32], x: &Pixels, above: usize, weight: &[f32], bias: &[f32], residual: Option<&Pixels>) {
     let (c_in, c_out) = (x.channels, bias.len());
-    let (height, width) = (x.height, x.width);
     if out.is_empty() {
         return;
     }
+    let (height, width) = (out.len() / (x.batch * x.width * c_out), x.width);
     let (k, n) = (c_in.next_multiple_of(LANES), c_out.next_multiple_of(LANES));
     let weight = transform_weight(weight, c_in, c_out);
     let bias = bias.iter().copied().chain(std::iter::repeat(0.0)).take(n).collect();
@@ -49,7 +51,7 @@ pub fn winograd(out: &mut [f32], x: &Pixels, weight: &[f32], bias: &[f32], resid
             strips.map(move |(i, out)| Strip { picture, first_row: i * strip * TILE, out })
         })
         .collect();
-    let convolution = Convolution { x, weight, bias, residual, c_out, k, n };
+    let convolution = Convolution { x, above, weight, bias, residual, c_out, k, n };
     // one pair of buffers per thread; rayon's `for_each_init` would make one per split
     let buffers = Mutex::new(Vec::new());
     strips.into_par_iter().for_each(|mut strip| {
@@ -85,6 +87,8 @@ struct Buffers {
 /// What all tasks read.
 struct Convolution<'a> {
     x: &'a Pixels,
+    /// Rows of `x` before the result's first.
+    above: usize,
     /// `[36, k, n]`
     weight: Vec<f32>,
     /// `[n]`
@@ -108,7 +112,8 @@ impl Convolution<'_> {
             || {
                 for t in 0..m {
                     let (top, left) = place(t);
-                    transform_patch(patches, m, t, k, self.x, strip.picture, strip.first_row + top, left);
+                    let row = self.above + strip.first_row + top;
+                    transform_patch(patches, m, t, k, self.x, strip.picture, row, left);
                 }
             },
         );

@@ -71,26 +71,43 @@ extern "C" __global__ void __launch_bounds__(256) moments(const T* __restrict__ 
   }
 }
 
+// A group's mean and variance from those of its chunks, by one warp.
+// parts: [chunks], means and sums of squared distances; a chunk has `per_chunk` pixels, the last one what is left
+__device__ __forceinline__ float2 joined(const float2* part, int pixels, int of_group, int per_chunk, int chunks) {
+  const int lane = threadIdx.x % 32;
+  auto weight_of = [&](int chunk) { return (float)min(per_chunk, pixels - chunk * per_chunk) / per_chunk; };
+  const float n = (float)pixels / per_chunk;            // counted in whole chunks
+  float mean = 0.f, distance = 0.f;
+  for (int i = lane; i < chunks; i += 32) mean += weight_of(i) * part[i].x;
+  mean = warp_sum(mean) / n;
+  for (int i = lane; i < chunks; i += 32) {
+    const float d = part[i].x - mean;
+    distance += part[i].y / ((float)per_chunk * of_group) + weight_of(i) * d * d;
+  }
+  distance = warp_sum(distance);
+  return make_float2(mean, distance / n);
+}
+
+// parts: of `moments`; groups: [pictures, groups], mean and variance of each; a block per group
+extern "C" __global__ void __launch_bounds__(32) join(const float2* __restrict__ parts, float2* __restrict__ groups, int pixels,
+    int of_group, int per_chunk, int chunks) {
+  const i64 group = (i64)blockIdx.y * gridDim.x + blockIdx.x;
+  const float2 moments = joined(parts + group * chunks, pixels, of_group, per_chunk, chunks);
+  if (threadIdx.x == 0) groups[group] = moments;
+}
+
 // y = normalised(x) * weight + bias, then SiLU.
-// parts: of `moments`, with its `per_chunk`; weight, bias: [channels]; a block takes `per_block` pixels
+// parts: of `moments`, with its `per_chunk`, or with no `chunks` means and variances, [pictures, groups]; weight, bias:
+// [channels]; a block takes `per_block` pixels
 extern "C" __global__ void __launch_bounds__(256) normalise(const T* __restrict__ x, const float2* __restrict__ parts,
     const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int pixels, int channels, int groups,
     int per_chunk, int chunks, int per_block, float eps, int silu) {
   extern __shared__ float2 of_groups[];                 // mean, inverse of the deviation
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, of_group = channels / groups;
   for (int group = warp; group < groups; group += 8) {
-    const float2* part = parts + ((i64)blockIdx.y * groups + group) * chunks;
-    auto weight_of = [&](int chunk) { return (float)min(per_chunk, pixels - chunk * per_chunk) / per_chunk; };
-    const float n = (float)pixels / per_chunk;          // counted in whole chunks
-    float mean = 0.f, distance = 0.f;
-    for (int i = lane; i < chunks; i += 32) mean += weight_of(i) * part[i].x;
-    mean = warp_sum(mean) / n;
-    for (int i = lane; i < chunks; i += 32) {
-      const float d = part[i].x - mean;
-      distance += part[i].y / ((float)per_chunk * of_group) + weight_of(i) * d * d;
-    }
-    distance = warp_sum(distance);
-    if (lane == 0) of_groups[group] = make_float2(mean, rsqrtf(distance / n + eps));
+    const i64 at = (i64)blockIdx.y * groups + group;
+    const float2 moments = chunks ? joined(parts + at * chunks, pixels, of_group, per_chunk, chunks) : parts[at];
+    if (lane == 0) of_groups[group] = make_float2(moments.x, rsqrtf(moments.y + eps));
   }
   __syncthreads();
   const int vectors = channels / 8, lines = 256 / vectors, line = threadIdx.x / vectors;

@@ -27,7 +27,7 @@ pub(super) use attention::attention;
 pub(super) use conv::{arranged_conv, conv2d};
 pub(super) use dense::{dense, dense_beside, dense_onto, packed};
 pub(super) use fp8::{dense_fp8, fp8, fp8_weight, joined_fp8};
-pub(super) use group_norm::group_norm;
+pub(super) use group_norm::{group_norm, moments};
 pub(super) use joint::joint_qkv;
 pub(super) use pixels::upsample_nearest_2x;
 pub(super) use rows::{
