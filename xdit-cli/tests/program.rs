@@ -174,7 +174,9 @@ fn a_plan_is_shown() {
     let bytes = |value: &serde_json::Value| value.as_u64().expect("bytes");
     let (alone, device) = (&record["memory"][0]["bytes_alone"], &record["devices"][0]["bytes"]);
     assert!(bytes(&alone["denoise"]) < bytes(&device["denoise"]) && bytes(&alone["decode"]) > 0, "{record}");
-    assert_eq!(record["memory"][1]["bytes_alone"]["decode"], 0);
+    // each rank that is alone on a device decodes a band
+    let band = bytes(&record["memory"][1]["bytes_alone"]["decode"]);
+    assert!(band > 0 && band < bytes(&device["decode"]), "{record}");
     assert_eq!(record["encoders"].as_array().expect("encoders").len(), 2);
     assert!(bytes(&record["decoder"]["activation_bytes"]) > 256 * 256 * 4, "{record}");
     fails(

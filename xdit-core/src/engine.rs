@@ -26,7 +26,9 @@ pub use self::guidance::{Cfg, SkipLayers};
 pub use self::halt::{Halt, Reason};
 pub use self::picture::{Denoise, Team};
 
-/// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank.
+/// Runs all steps of `sampler` and returns the final latents, `[batch, img_tokens, channels]`, f32, on every rank. All ranks
+/// of the picture have then entered step `n_steps` of its [`Halt`], counted from 0; later ones are free for what they do
+/// together with the latents.
 ///
 /// # Errors
 /// A rank that failed, a cancelled request, latents that are not finite. The last two leave all communicators as good as
@@ -70,7 +72,8 @@ pub fn denoise<'t>(
         return Err(halted(halt, dit.dtype(), n_steps));
     }
     let latents = run.finish(stages)?;
-    if halt.reason().is_some() {
+    // that there is a picture is agreed like a step: what its ranks do with it they do all or none
+    if !halt.enter(n_steps) {
         return Err(halted(halt, dit.dtype(), n_steps));
     }
     observer.end(Phase::Denoise);

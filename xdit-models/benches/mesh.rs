@@ -77,7 +77,7 @@ fn main() -> Result<()> {
             let stages = if config.pipefusion == 1 { &whole[..] } else { &pipeline[..] };
             let halt = Halt::default();
             let done = on_ranks(mesh.world_size(), |world| -> Result<()> {
-                let mut worker = Worker::new(&mesh, world)?;
+                let mut worker = Worker::new(&mesh, world, false)?;
                 let (dit, blocks) = &stages[worker.stage];
                 let team = worker.team(&mesh, blocks.clone(), [4, 1], &halt);
                 let request = Denoise {

@@ -168,7 +168,7 @@ fn on_mesh(
     let mesh = Mesh::new(parallel, parallel.world_size()).expect("a mesh");
     let halts: Vec<_> = grids.iter().map(|_| Halt::default()).collect();
     let drawn = on_ranks(mesh.world_size(), |world| {
-        let mut worker = Worker::new(&mesh, world).expect("a rank");
+        let mut worker = Worker::new(&mesh, world, false).expect("a rank");
         let mut mine = Vec::new();
         for i in mesh.share(worker.replica, grids.len()) {
             let (dit, blocks) = &stages[worker.stage];

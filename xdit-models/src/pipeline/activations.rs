@@ -179,9 +179,13 @@ pub fn layers(n_layers: usize, [d, ff]: [usize; 2], n: usize, memory: Memory) ->
 /// four times as many pixels is convolved.
 ///
 /// - `size`: height and width of the latents
-pub fn decoder(config: &AutoencoderKlConfig, size: [usize; 2], memory: Memory) -> u64 {
+/// - `n_bands`: into which they are cut; each has a row of its neighbours at any resolution
+pub fn decoder(config: &AutoencoderKlConfig, [height, width]: [usize; 2], n_bands: usize, memory: Memory) -> u64 {
     let m = memory;
-    let mut pixels = (size[0] * size[1]) as u64;
+    let (band, margins) = (height.div_ceil(n_bands), n_bands.min(3) - 1);
+    let pixels_at = |scale: usize| ((band * scale + margins) * width * scale) as u64;
+    let (mut scale, all) = (1, (height * width) as u64);
+    let mut pixels = pixels_at(scale);
     let levels: Vec<u64> = config.block_out_channels.iter().rev().map(|c| *c as u64).collect();
     let conv = |pixels: u64, inputs: u64, c_in: u64, c_out: u64| {
         let weight = 4 * POINTS * c_in.next_multiple_of(16) * c_out.next_multiple_of(16);
@@ -202,14 +206,15 @@ pub fn decoder(config: &AutoencoderKlConfig, size: [usize; 2], memory: Memory) -
     };
     let first = levels[0];
     let middle = match config.mid_block_add_attention {
-        true => 5 * m.of(pixels * first) + m.attention(pixels, pixels, first),
+        true => 3 * m.of(pixels * first) + 2 * m.of(all * first) + m.attention(pixels, all, first),
         false => 0,
     };
     let mut most = middle.max(resnet(pixels, first, first));
     for (i, c) in levels.iter().enumerate() {
         most = most.max(resnet(pixels, levels[i.saturating_sub(1)], *c));
         if i + 1 < levels.len() {
-            pixels *= 4;
+            scale *= 2;
+            pixels = pixels_at(scale);
             most = most.max(m.of(pixels * c) + conv(pixels, *c, *c, *c));
         }
     }

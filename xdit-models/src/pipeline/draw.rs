@@ -1,6 +1,6 @@
 //! What a rank does for a request: its share of each of its replica's pictures, and the decoding of them.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -20,6 +20,8 @@ use crate::pipeline::request::{Content, OutputType, Settings};
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::Desk;
 use crate::vae::Vae;
+use crate::vae::bands::{BandError, Bands};
+use crate::vae::tiles::{Cancelled, Tiling};
 
 /// A pipeline stage: the transformer with its blocks alone, on a device.
 pub struct Stage {
@@ -76,7 +78,7 @@ pub enum Product {
 impl Pictures {
     /// Draws a rank's share.
     ///
-    /// - `vae`: on ranks that decode
+    /// - `vae`: on devices that decode
     pub fn draw(
         &self,
         worker: &mut Worker,
@@ -104,20 +106,19 @@ impl Pictures {
                     break;
                 }
             };
-            if !worker.speaks {
-                continue;
-            }
-            match self.content(latents, vae, worker, desk) {
-                Ok(content) if !self.apart => desk.hand_over(Product::Picture { prompt, image, content }),
-                Ok(content) if worker.world.rank() == 0 => {
+            let decoding = Decoding { vae, worker, halt: &self.halts[i] };
+            match self.content(latents, &decoding, desk) {
+                Ok(None) => {}
+                Ok(Some(content)) if !self.apart => desk.hand_over(Product::Picture { prompt, image, content }),
+                Ok(Some(content)) if worker.world.rank() == 0 => {
                     like.get_or_insert_with(|| content.clone());
                     desk.hand_over(Product::Picture { prompt, image, content });
                 }
-                Ok(content) => {
+                Ok(Some(content)) => {
                     let sent = worker.world.send(content.to_tensor(&device), 0).and_then(Sent::wait);
                     outcome = outcome.and(sent.map_err(Into::into));
                 }
-                // the replica's other ranks end with the next picture
+                // ranks of the replica that know nothing of it end with the next picture
                 Err(error) => {
                     desk.cancel();
                     outcome = outcome.and(Err(error));
@@ -195,30 +196,73 @@ impl Pictures {
         latents
     }
 
+    /// What the rank that speaks hands over.
     fn content(
         &self,
         latents: Tensor<3>,
-        vae: Option<&dyn Vae>,
-        worker: &Worker,
+        decoding: &Decoding<'_>,
         desk: &mut Desk<Product>,
-    ) -> Result<Content, PipelineError> {
+    ) -> Result<Option<Content>, PipelineError> {
         let [height, width] = self.settings.drawn;
+        let unpack = |latents| self.geometry.unpack(latents, height, width);
+        let content = |values, dims: &[usize]| Content::Latent { dims: dims.into(), values };
         match self.output {
+            OutputType::Latent if !decoding.worker.speaks => Ok(None),
             OutputType::Latent if self.geometry.packed => {
-                Ok(Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? })
+                let dims = latents.dims();
+                Ok(Some(content(read(latents, "the latents")?, &dims)))
             }
             OutputType::Latent => {
-                let latents = self.geometry.unpack(latents, height, width);
-                Ok(Content::Latent { dims: latents.dims().into(), values: read(latents, "the latents")? })
+                let latents = unpack(latents);
+                let dims = latents.dims();
+                Ok(Some(content(read(latents, "the latents")?, &dims)))
             }
             OutputType::Picture => {
-                let vae = vae.expect("ranks that hand pictures over have a decoder");
-                let latents = self.geometry.unpack(latents, height, width);
-                let mut beating = Beating { worker, inner: desk };
-                let picture = vae.decode_observed(latents, &mut beating);
-                self.picture(picture.map_err(|_| PipelineError::Cancelled(Phase::Decode))?)
+                let picture = self.decode(unpack(latents), decoding, desk)?;
+                picture.map(|picture| self.picture(picture)).transpose()
             }
         }
+    }
+
+    /// The picture, on the rank that speaks.
+    fn decode(
+        &self,
+        latents: Tensor<4>,
+        decoding: &Decoding<'_>,
+        desk: &mut Desk<Product>,
+    ) -> Result<Option<Tensor<4>>, PipelineError> {
+        let Decoding { vae, worker, halt } = *decoding;
+        let in_tiles = Tiling::of_picture(self.settings.drawn) != Tiling::Off;
+        let rows = latents.dims()[2];
+        // there is no band for each rank of a picture of few rows, which is no work
+        let bands = match worker.decoders.as_deref() {
+            Some(ranks) if !in_tiles && ranks.size() <= rows => Bands::of(ranks, rows),
+            _ if worker.speaks => Bands::WHOLE,
+            _ => return Ok(None),
+        };
+        let vae = vae.expect("ranks that decode have a decoder");
+        if in_tiles {
+            let picture = vae.decode_observed(latents, &mut Beating { worker, inner: desk });
+            return Ok(Some(picture.map_err(BandError::Cancelled)?));
+        }
+        desk.begin(Phase::Decode, "vae", 1);
+        // the steps behind those of denoising, the first of which the latents are
+        let mut step = self.sampler.timesteps().len();
+        let mut go_on = || {
+            worker.world.beat();
+            if desk.advance(Phase::Decode, 0).is_break() {
+                halt.ask(Reason::Cancelled);
+            }
+            step += 1;
+            if halt.enter(step) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let band = vae.decode_band(vae.unscale(latents), &bands, &mut go_on)?;
+        let picture = bands.gather(band, vae.factors().height)?;
+        if desk.advance(Phase::Decode, 1).is_break() {
+            return Err(BandError::Cancelled(Cancelled).into());
+        }
+        desk.end(Phase::Decode);
+        Ok(picture)
     }
 
     /// - `picture`: `[1, 3, height, width]`, nominally in -1..=1
@@ -237,6 +281,13 @@ impl Pictures {
     }
 }
 
+/// Who decodes a picture.
+struct Decoding<'a> {
+    vae: Option<&'a dyn Vae>,
+    worker: &'a Worker,
+    halt: &'a Halt,
+}
+
 /// An observer that also gives a sign of life to the ranks that may wait for this one.
 pub struct Beating<'a, 'd, T> {
     pub worker: &'a Worker,
@@ -248,7 +299,7 @@ impl<T> Observer for Beating<'_, '_, T> {
         self.inner.begin(phase, what, total);
     }
 
-    fn advance(&mut self, phase: Phase, done: u64) -> std::ops::ControlFlow<()> {
+    fn advance(&mut self, phase: Phase, done: u64) -> ControlFlow<()> {
         self.worker.world.beat();
         self.inner.advance(phase, done)
     }

@@ -15,6 +15,7 @@ use crate::error::ModelError;
 use crate::hub::HubError;
 use crate::pipeline::request::RequestError;
 use crate::text::tokenizer::TokenizerError;
+use crate::vae::bands::BandError;
 
 /// Why there is no picture. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +156,15 @@ impl PipelineError {
     /// Whether it only tells of another rank's failure, or of the end that follows from one.
     pub(crate) fn is_told(&self) -> bool {
         matches!(self, Self::Engine(EngineError::Comm(_) | EngineError::Cancelled { .. }) | Self::Cancelled(_))
+    }
+}
+
+impl From<BandError> for PipelineError {
+    fn from(error: BandError) -> Self {
+        match error {
+            BandError::Comm(error) => error.into(),
+            BandError::Cancelled(_) => Self::Cancelled(Phase::Decode),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use crate::pipeline::registry;
 use crate::pipeline::request::{Defaults, Output, OutputType, Request, RequestError, Settings};
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
+use crate::vae::tiles::Tiling;
 use crate::{builtin, hub};
 
 /// A request's guidance, as the engine takes it.
@@ -189,7 +190,7 @@ impl Pipeline {
         let reader = Reader { workers: &self.workers, components: &self.components, mesh: self.mesh };
         reader.stages(self.architecture, blocks, &mut self.held, observer)?;
         if request.output == OutputType::Picture {
-            reader.vaes(&mut self.held, observer)?;
+            reader.vaes(Tiling::of_picture(settings.drawn), &mut self.held, observer)?;
         }
         let seeds = (0..request.num_images).map(|i| request.seed.wrapping_add(i as u64)).collect();
         let pictures = Pictures {

@@ -44,6 +44,9 @@ pub struct Plan {
     pub encoders: Vec<ComponentMemory>,
     /// The decoder; absent where latents are the result.
     pub decoder: Option<ComponentMemory>,
+    /// Bytes of the decoder's activations on a device, where one, two, .. devices decode a band of the picture each; of
+    /// more devices, and of all where there are none as the picture is decoded in tiles, only the first rank's decodes.
+    pub(super) at_bands: Vec<u64>,
     /// Each stage's part of the transformer, with the activations of one of its ranks.
     pub stages: Vec<ComponentMemory>,
     /// Activations of a rank of each stage while the stages work on patches, one each.
@@ -110,8 +113,7 @@ impl Plan {
             false => encoder.peak(),
         };
         let stages: BTreeSet<usize> = ranks.iter().map(|rank| of(*rank, Axis::Pipefusion)).collect();
-        let speakers = ranks.iter().filter(|rank| self.mesh.speaks(**rank)).count() as u64;
-        let decoder = self.decoder.as_ref().filter(|_| speakers > 0);
+        let decoder = self.decoder_of(ranks);
         let part = |f: fn(&ComponentMemory) -> u64| {
             stages.iter().map(|stage| &self.stages[*stage]).chain(decoder).map(f).collect::<Vec<u64>>()
         };
@@ -135,17 +137,38 @@ impl Plan {
             encode: if first { self.texts + self.encoders.iter().map(encode).max().unwrap_or(0) } else { 0 },
             denoise: weights + denoising.max(reading),
             decode: match decoder {
-                Some(decoder) => weights + kept + speakers * decoder.activations,
+                Some(decoder) => weights + kept + self.decoding(decoder, ranks),
                 None => 0,
             },
         }
     }
 
+    /// The decoder, if the device of these ranks decodes.
+    fn decoder_of(&self, ranks: &[usize]) -> Option<&ComponentMemory> {
+        let decodes = |rank: &usize| !self.at_bands.is_empty() || self.mesh.speaks(*rank);
+        self.decoder.as_ref().filter(|_| ranks.iter().any(decodes))
+    }
+
+    /// Activations of the decoders on the device of these ranks, one for each replica. A replica's other devices are taken
+    /// to have as many of its ranks as this one.
+    fn decoding(&self, decoder: &ComponentMemory, ranks: &[usize]) -> u64 {
+        let all = self.mesh.world_size() / self.mesh.config().data;
+        let mut replicas: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for rank in ranks {
+            replicas.entry(self.mesh.coordinate(*rank, Axis::Data)).or_default().push(*rank);
+        }
+        let of_replica = |mine: &Vec<usize>| match self.at_bands.get(all.div_ceil(mine.len()) - 1) {
+            Some(band) => *band,
+            None if mine.iter().any(|rank| self.mesh.speaks(*rank)) => decoder.activations,
+            None => 0,
+        };
+        replicas.values().map(of_replica).sum()
+    }
+
     /// Bytes of transformer and decoder that these ranks share, if they share a device.
     pub(super) fn weights(&self, ranks: &[usize]) -> u64 {
         let stages: BTreeSet<usize> = ranks.iter().map(|rank| self.memory[*rank].stage).collect();
-        let decoder = self.decoder.as_ref().filter(|_| ranks.iter().any(|rank| self.mesh.speaks(*rank)));
-        stages.iter().map(|stage| &self.stages[*stage]).chain(decoder).map(|part| part.weights).sum()
+        stages.iter().map(|stage| &self.stages[*stage]).chain(self.decoder_of(ranks)).map(|part| part.weights).sum()
     }
 
     /// Bytes that a process with these ranks, all of them on the CPU, takes beside the [`phases`](Self::phases): its code,

@@ -17,7 +17,7 @@ use crate::pipeline::generate::{Applied, Pipeline};
 use crate::pipeline::memory::{ComponentMemory, Plan, RankMemory};
 use crate::pipeline::request::{OutputType, Request, Settings};
 use crate::text::bert::BertConfig;
-use crate::vae::tiles::Tiles;
+use crate::vae::tiles::{Tiles, Tiling};
 
 impl Pipeline {
     /// Who would hold what to serve this request. Reads the headers of the files alone.
@@ -71,6 +71,13 @@ impl Pipeline {
         let n_texts = request.prompts.len() + if guidance.guided { request.negative_prompts.len().max(1) } else { 0 };
         // texts of random numbers come from no encoder
         let (encoders, text) = if self.components.drawn { (Vec::new(), 0) } else { self.encoder_memory(settings)? };
+        let (decoder, at_bands) = match request.output {
+            OutputType::Picture => {
+                let (decoder, at_bands) = self.decoder_memory(settings)?;
+                (Some(decoder), at_bands)
+            }
+            OutputType::Latent => (None, Vec::new()),
+        };
         Ok(Plan {
             mesh,
             grid,
@@ -78,10 +85,8 @@ impl Pipeline {
             n_txt,
             memory,
             encoders,
-            decoder: match request.output {
-                OutputType::Picture => Some(self.decoder_memory(settings)?),
-                OutputType::Latent => None,
-            },
+            decoder,
+            at_bands,
             stages: stages.collect::<Result<_, PipelineError>>()?,
             at_patches,
             texts: n_texts as u64 * text,
@@ -131,21 +136,34 @@ impl Pipeline {
         Ok((encoders, text))
     }
 
-    fn decoder_memory(&self, settings: &Settings) -> Result<ComponentMemory, PipelineError> {
-        let mut activations = 0;
+    /// The decoder, and its activations with one device, with two, .. that decode a band each.
+    fn decoder_memory(&self, settings: &Settings) -> Result<(ComponentMemory, Vec<u64>), PipelineError> {
+        let (mut activations, mut at_bands) = (0, Vec::new());
         let [height, width] = settings.drawn;
         let [_, _, rows, cols] = self.geometry.latent_dims(height, width);
+        let most = (self.mesh.world_size() / self.mesh.config().data).min(rows);
+        let memory = self.kernels();
         let build = |dry: &Components| {
             let vae = dry.vae(&Device::flex(), &mut ())?;
             let tiles = vae.tiles(vae.tiling([rows, cols]), [rows, cols]);
             let tile = tiles.as_ref().map_or([rows, cols], Tiles::largest);
             // rows of tiles, and the picture that is put together of them
-            let pieces = if tiles.is_some() { 3 } else { 2 } * 3 * (height * width) as u64 * self.kernels().size;
-            activations = pieces + activations::decoder(&dry.vae_config()?, tile, self.kernels());
+            let picture = 3 * (height * width) as u64 * memory.size;
+            let pieces = if tiles.is_some() { 3 } else { 2 } * picture;
+            let config = dry.vae_config()?;
+            activations = pieces + activations::decoder(&config, tile, 1, memory);
+            if vae.tiling([rows, cols]) == Tiling::Off {
+                // a band; then the first rank puts the picture together
+                let of_bands = |n: usize| {
+                    let pieces = pieces * rows.div_ceil(n) as u64 / rows as u64;
+                    (pieces + activations::decoder(&config, [rows, cols], n, memory)).max(3 * picture)
+                };
+                at_bands = std::iter::once(activations).chain((2..=most).map(of_bands)).collect();
+            }
             Ok(())
         };
         let report = self.components.count(build)?.remove(0);
-        Ok(ComponentMemory::new(report, activations))
+        Ok((ComponentMemory::new(report, activations), at_bands))
     }
 
     fn kernels(&self) -> Memory {

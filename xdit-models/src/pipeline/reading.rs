@@ -14,6 +14,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::worker::Worker;
 use crate::pipeline::workers::{Desk, Workers};
 use crate::vae::Vae;
+use crate::vae::tiles::Tiling;
 
 /// What was read for a request and is kept for the next. Ranks of one slot share it; see
 /// [`Communicator::slot`](xdit_core::comm::Communicator::slot).
@@ -129,11 +130,11 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The decoders of the ranks that decode.
-    pub fn vaes(&self, held: &mut Held, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+    /// The decoders of the devices that decode: those of all ranks, or of those that speak.
+    pub fn vaes(&self, tiling: Tiling, held: &mut Held, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         let mesh = self.mesh;
         let has = |slot, _| held.vaes.iter().any(|(at, _)| *at == slot);
-        let wanted = self.wanted(|rank| mesh.speaks(rank).then_some(0), has);
+        let wanted = self.wanted(|rank| (tiling == Tiling::Off || mesh.speaks(rank)).then_some(0), has);
         let read = self.read(wanted, observer, |components, device, _, observer| {
             Ok(Weights::Vae(components.vae(device, observer)?))
         })?;

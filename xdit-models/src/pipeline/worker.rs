@@ -15,8 +15,11 @@ pub struct Worker {
     pub replica: usize,
     /// Its pipeline stage.
     pub stage: usize,
-    /// Whether it decodes the replica's pictures and hands them over: all its ranks have the latents.
+    /// Whether it hands the replica's pictures over: all its ranks have the latents.
     pub speaks: bool,
+    /// The ranks that decode the replica's pictures, one for each of its devices, the one that speaks first; absent where
+    /// another rank decodes for this one's device.
+    pub decoders: Option<Box<dyn Communicator>>,
     /// Ranks that share the picture's tokens.
     pub sequence: Box<dyn Communicator>,
     /// Ranks that share classifier-free guidance.
@@ -32,20 +35,25 @@ pub struct Worker {
 impl Worker {
     /// Every rank of the world must come here.
     ///
+    /// - `decodes`: whether it is one of [`decoders`](Self::decoders)
+    ///
     /// # Errors
     /// A rank that failed.
-    pub fn new(mesh: &Mesh, world: Box<dyn Communicator>) -> Result<Self, CommError> {
+    pub fn new(mesh: &Mesh, world: Box<dyn Communicator>, decodes: bool) -> Result<Self, CommError> {
         let rank = world.rank();
         let group = |axes: &[Axis]| world.split(mesh.color(rank, axes), rank);
         let (ulysses, ring) = (group(&[Axis::Ulysses])?, group(&[Axis::Ring])?);
+        let replica = mesh.coordinate(rank, Axis::Data);
+        let decoders = world.split(2 * replica + usize::from(decodes), rank)?;
         Ok(Self {
             attn: match mesh.config().pipefusion {
                 1 => xdit_attn::usp(ulysses, ring),
                 _ => xdit_attn::pipefusion(ulysses, ring),
             },
-            replica: mesh.coordinate(rank, Axis::Data),
+            replica,
             stage: mesh.coordinate(rank, Axis::Pipefusion),
             speaks: mesh.speaks(rank),
+            decoders: decodes.then_some(decoders),
             sequence: group(Axis::SEQUENCE)?,
             cfg: group(&[Axis::Cfg])?,
             stages: group(&[Axis::Pipefusion])?,

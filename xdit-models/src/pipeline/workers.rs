@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use burn::tensor::Tensor;
 use xdit_core::comm::{CommError, Communicator};
-use xdit_core::mesh::Mesh;
+use xdit_core::mesh::{Axis, Mesh};
 use xdit_core::observer::{Observer, Phase};
 
 use crate::pipeline::error::PipelineError;
@@ -57,7 +57,16 @@ impl Workers {
     /// One thread for each communicator; those of other processes are started there.
     pub fn launch(mesh: &Mesh, ranks: Vec<Box<dyn Communicator>>) -> Self {
         let apart = ranks.len() < mesh.world_size();
-        Self { threads: ranks.into_iter().map(|world| Thread::launch(*mesh, world, apart)).collect(), apart }
+        let replica = |rank| mesh.coordinate(rank, Axis::Data);
+        let places: Vec<_> = ranks.iter().map(|world| (replica(world.rank()), world.slot(), world.rank())).collect();
+        // of a replica's ranks on one device the first decodes: they would only get in each other's way
+        let decodes = |(replica, slot, rank)| {
+            let before = |other: &(usize, usize, usize)| (other.0, other.1) == (replica, slot) && other.2 < rank;
+            !places.iter().any(before)
+        };
+        let decodes: Vec<_> = places.iter().copied().map(decodes).collect();
+        let launch = |(world, decodes)| Thread::launch(*mesh, world, apart, decodes);
+        Self { threads: ranks.into_iter().zip(decodes).map(launch).collect(), apart }
     }
 
     /// Whether other processes have ranks as well, with which nothing is shared but what is sent.
@@ -156,11 +165,11 @@ fn show<T>(event: Event<T>, observer: &mut dyn Observer) -> ControlFlow<()> {
 }
 
 impl Thread {
-    fn launch(mesh: Mesh, world: Box<dyn Communicator>, apart: bool) -> Self {
+    fn launch(mesh: Mesh, world: Box<dyn Communicator>, apart: bool, decodes: bool) -> Self {
         let (rank, slot) = (world.rank(), world.slot());
         let (jobs, inbox) = mpsc::channel::<Job>();
         let work = move || {
-            let mut worker = Worker::new(&mesh, world);
+            let mut worker = Worker::new(&mesh, world, decodes);
             inbox.into_iter().for_each(|job| job(&mut worker));
         };
         let handle = thread::Builder::new().name(format!("rank {rank}")).spawn(work).ok();

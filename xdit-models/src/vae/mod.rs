@@ -76,11 +76,10 @@ pub trait Vae: Send + Sync {
         if progress(1, 1).is_break() { Err(Cancelled) } else { Ok(picture) }
     }
 
-    /// Whether latents of this height and width are decoded in tiles: pictures of more than four million pixels are.
+    /// Whether latents of this height and width are decoded in tiles; see [`Tiling::of_picture`].
     fn tiling(&self, [height, width]: [usize; 2]) -> Tiling {
         let factors = self.factors();
-        let is_large = height * factors.height * width * factors.width > 2048 * 2048;
-        if is_large { Tiling::On } else { Tiling::Off }
+        Tiling::of_picture([height * factors.height, width * factors.width])
     }
 
     /// [`unscale`](Self::unscale) and [`decode`](Self::decode) for an observer, in tiles or not as

@@ -23,6 +23,13 @@ pub enum Tiling {
     },
 }
 
+impl Tiling {
+    /// Whether a picture of this height and width is decoded in tiles: those of more than four million pixels are.
+    pub fn of_picture([height, width]: [usize; 2]) -> Self {
+        if height * width > 2048 * 2048 { Self::On } else { Self::Off }
+    }
+}
+
 /// The caller's callback asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("decoding was cancelled")]

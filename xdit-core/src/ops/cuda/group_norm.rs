@@ -90,7 +90,12 @@ pub fn group_norm(x: &Tensor<4>, norm: &GroupNorm, moments: Option<&Tensor<3>>, 
         return None;
     }
     let (parts, chunks) = match moments {
-        Some(moments) => (DeviceTensor::of(moments).filter(|m| m.dtype() == DType::F32)?.contiguous(), 0),
+        Some(moments) => {
+            assert_eq!(moments.dims(), [x.batch, shares.groups, 2], "moments");
+            // a pair is read at once
+            let in_pairs = |m: &DeviceTensor| m.dtype() == DType::F32 && m.begins_at_multiple_of(8);
+            (Some(DeviceTensor::of(moments)?.contiguous()).filter(in_pairs)?, 0)
+        }
         None => (shares.sums(&x), shares.chunks as i32),
     };
     let out = x.like(1, shares.channels);
