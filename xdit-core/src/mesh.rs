@@ -286,7 +286,7 @@ impl Mesh {
         rank / self.stride(axis) % self.config.degree(axis)
     }
 
-    /// Whether a rank is the first of its replica, which decodes the replica's pictures.
+    /// Whether a rank is the first of its replica, which hands the replica's pictures over.
     pub fn speaks(&self, rank: usize) -> bool {
         Axis::ALL.iter().all(|axis| *axis == Axis::Data || self.coordinate(rank, *axis) == 0)
     }

@@ -6,7 +6,7 @@ mod gpu;
 
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
 use xdit_core::checkpoint::Loader;
-use xdit_core::ops::{Conv2d, GroupNorm, attention, split_heads, to_f32, upsample_nearest_2x};
+use xdit_core::ops::{Conv2d, GroupNorm, attention, merge_moments, split_heads, to_f32, upsample_nearest_2x};
 
 use gpu::{DTYPES, assert_close, gpu, on_gpu, random, values};
 
@@ -54,6 +54,29 @@ fn group_norms_are_the_cpus() {
     }
 }
 
+/// Parts of a picture, each normalised by what all of them have merged.
+#[test]
+#[ignore = "needs a GPU"]
+fn group_norms_of_bands_are_the_cpus() {
+    for dtype in DTYPES {
+        for (b, c, groups, [h, w]) in [(1, 128, 32, [40, 51]), (2, 24, 6, [7, 5]), (1, 512, 32, [64, 64])] {
+            let draw = |seed| random([c], seed, dtype);
+            let norm = GroupNorm { weight: draw(1), bias: draw(2), n_groups: groups, eps: 1e-6 };
+            let there =
+                GroupNorm { weight: on_gpu(&norm.weight, dtype), bias: on_gpu(&norm.bias, dtype), ..norm.clone() };
+            let x = to_f32((random([b, c, h, w], 3, dtype) + 3.0).cast(dtype));
+            let sizes = [h - h / 3, h / 3];
+            let parts = [0, sizes[0]].map(|at| innermost(on_gpu(&x, dtype)).narrow(2, at, sizes[usize::from(at > 0)]));
+            let moments = parts.iter().map(|part| there.moments(part).unsqueeze_dim(0)).collect();
+            let moments = merge_moments(Tensor::cat(moments, 0), &sizes);
+            let what = format!("{dtype:?} {b}x{c}x{h}x{w}");
+            assert_close(moments.clone(), norm.moments(&x), 1e-5, &what);
+            let got = parts.map(|part| there.forward_by(part, &moments, true)).to_vec();
+            assert_close(Tensor::cat(got, 2), norm.forward_silu(x), 2.0 * tolerance(dtype), &what);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn convolutions_are_the_cpus() {
@@ -80,6 +103,33 @@ fn convolutions_are_the_cpus() {
             assert_close(got, conv.forward(x.clone()), tolerance(dtype), &what);
             let got = there.forward_add(on_gpu(&x, dtype), innermost(on_gpu(&residual, dtype)));
             assert_close(got, conv.forward_add(x, residual), tolerance(dtype), &format!("{what}, added"));
+        }
+    }
+}
+
+/// A band of a picture, with rows of its neighbours.
+#[test]
+#[ignore = "needs a GPU"]
+fn convolutions_between_margins_are_the_cpus() {
+    for dtype in DTYPES {
+        for (b, c_in, c_out, [h, w]) in
+            [(1, 16, 128, [32, 40]), (2, 64, 72, [21, 19]), (1, 512, 512, [16, 16]), (1, 128, 3, [7, 24])]
+        {
+            let scale = ((9 * c_in) as f64).powf(-0.5);
+            let weight = to_f32((random([c_out, c_in, 3, 3], 1, dtype) * scale).cast(dtype));
+            let conv = Conv2d { weight, bias: random([c_out], 2, dtype) };
+            let there = Conv2d { weight: on_gpu(&conv.weight, dtype), bias: on_gpu(&conv.bias, dtype) };
+            let x = random([b, c_in, h, w], 3, dtype);
+            for margins in [[1, 0], [0, 1], [1, 1], [2, 2]] {
+                let residual = random([b, c_out, h - margins[0] - margins[1], w], 4, dtype);
+                for residual in [None, Some(residual)] {
+                    let added = residual.as_ref().map(|residual| innermost(on_gpu(residual, dtype)));
+                    let got = there.forward_within(innermost(on_gpu(&x, dtype)), margins, added);
+                    let what = format!("{dtype:?} {b}x{c_in}x{h}x{w} to {c_out} in {margins:?}");
+                    let tolerance = if residual.is_some() { 2.0 } else { 1.0 } * tolerance(dtype);
+                    assert_close(got, conv.forward_within(x.clone(), margins, residual), tolerance, &what);
+                }
+            }
         }
     }
 }

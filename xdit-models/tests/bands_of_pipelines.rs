@@ -86,15 +86,18 @@ fn devices_of_a_replica_share_the_decoding_and_draw_the_same() {
         ParallelConfig { cfg: 2, ..ONE },
         ParallelConfig { pipefusion: 2, ..ONE },
         ParallelConfig { data: 2, ..ONE },
+        ParallelConfig { ring: 3, ..ONE },
+        ParallelConfig { ring: 2, ulysses: 2, ..ONE },
         ParallelConfig { data: 2, ulysses: 2, ..ONE },
-        ParallelConfig { ulysses: 3, cfg: 2, ..ONE },
+        ParallelConfig { ring: 3, cfg: 2, ..ONE },
     ];
-    for name in ["pixart-alpha", "sd3"] {
+    for name in ["flux-dev", "sd3", "pixart-alpha", "hunyuan-v12"] {
+        // 10 rows of latents, which 3, 4 and 6 do not divide
+        let request = Request { true_cfg_scale: name.starts_with("flux").then_some(2.0), ..request(80) };
         for parallel in meshes {
-            // 10 rows of latents, which 4 and 6 do not divide
-            let want = open(name, parallel, local::world).generate(&request(80), &mut ()).expect("pictures");
+            let want = open(name, parallel, local::world).generate(&request, &mut ()).expect("pictures");
             let mut pipeline = open(name, parallel, apart);
-            let got = pipeline.generate(&request(80), &mut ()).expect("pictures");
+            let got = pipeline.generate(&request, &mut ()).expect("pictures");
             assert_equal(&pictures(got), &pictures(want), &format!("{name} {parallel:?}"));
         }
     }

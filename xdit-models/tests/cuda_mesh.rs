@@ -11,6 +11,17 @@ const ONE: ParallelConfig = ParallelConfig { data: 1, cfg: 1, pipefusion: 1, rin
 
 /// Latents of two pictures on these devices, rank after rank.
 fn latents(name: &str, dtype: FloatDType, parallel: ParallelConfig, devices: &[usize]) -> Vec<Vec<f32>> {
+    draw(name, dtype, parallel, devices, OutputType::Latent)
+}
+
+/// Latents of two pictures, or their pixels.
+fn draw(
+    name: &str,
+    dtype: FloatDType,
+    parallel: ParallelConfig,
+    devices: &[usize],
+    output: OutputType,
+) -> Vec<Vec<f32>> {
     let request = Request {
         negative_prompts: vec!["a blue dog".into()],
         height: Some(80),
@@ -21,7 +32,7 @@ fn latents(name: &str, dtype: FloatDType, parallel: ParallelConfig, devices: &[u
         max_sequence_length: Some(19),
         resolution_binning: false,
         num_images: 2,
-        output: OutputType::Latent,
+        output,
         ..Request::new("a photo of a red cat")
     };
     let all: Vec<Device> = devices.iter().copied().map(Device::cuda).collect();
@@ -32,7 +43,7 @@ fn latents(name: &str, dtype: FloatDType, parallel: ParallelConfig, devices: &[u
     let outputs = pipeline.generate(&request, &mut ()).unwrap_or_else(|e| panic!("{name} {parallel:?}: {e}"));
     let values = |content| match content {
         Content::Latent { values, .. } => values,
-        Content::Picture { .. } => unreachable!("latents were asked for"),
+        Content::Picture { rgb, .. } => rgb.into_iter().map(f32::from).collect(),
     };
     outputs.into_iter().map(|output| values(output.content)).collect()
 }
@@ -67,6 +78,24 @@ fn check(name: &str, devices: &[usize]) {
     }
 }
 
+/// Ranks on these devices, each a device of its own, decode a band each of what one rank decodes. Bounds are those of
+/// pixels, which are rounded to levels.
+fn check_bands(name: &str, devices: &[usize]) {
+    for (dtype, bound) in [(FloatDType::F32, 1e-3), (FloatDType::F16, 1e-2), (FloatDType::BF16, 4e-2)] {
+        let want = draw(name, dtype, ONE, &devices[..1], OutputType::Picture);
+        for parallel in [ParallelConfig { ulysses: 2, ..ONE }, ParallelConfig { cfg: 2, ulysses: 2, ..ONE }] {
+            let n = parallel.world_size();
+            let got = draw(name, dtype, parallel, devices, OutputType::Picture);
+            for (got, want) in got.iter().zip(&want) {
+                let error = rel_l2(got, want);
+                println!("{name} {dtype:?} {n} bands: {error:.1e}");
+                assert!(error <= bound, "{name} {dtype:?} {n} bands: {error:.1e} above {bound:.0e}");
+            }
+            assert!(draw(name, dtype, parallel, devices, OutputType::Picture) == got, "{name} {dtype:?}: once more");
+        }
+    }
+}
+
 /// Whether there are two GPUs.
 fn are_two() -> bool {
     let n = xdit_core::cuda::devices().expect("a driver").len();
@@ -80,6 +109,12 @@ macro_rules! tests {
     ($($model:ident: $name:literal),*) => {
         mod one_gpu_that_stands_for_two_draws_its_own_bits {
             $(#[test] #[ignore = "needs a GPU"] fn $model() { super::check($name, &[0, 0]); })*
+        }
+        mod one_gpu_that_stands_for_many_decodes_bands {
+            $(#[test] #[ignore = "needs a GPU"] fn $model() { super::check_bands($name, &[0]); })*
+        }
+        mod two_gpus_decode_bands {
+            $(#[test] #[ignore = "needs two GPUs"] fn $model() { if super::are_two() { super::check_bands($name, &[0, 1]); } })*
         }
         mod two_gpus_draw_the_bits_of_one {
             $(#[test] #[ignore = "needs two GPUs"] fn $model() { if super::are_two() { super::check($name, &[0, 1]); } })*
