@@ -104,7 +104,18 @@ impl Compute {
     }
 
     /// Ranks on these devices.
+    ///
+    /// On several GPUs ranks do not share one: devices that wait for each other while one of them loads a kernel, for which CUDA
+    /// has it finish all its ranks' work, have been seen to wait for ever.
     pub fn world(&self, n_ranks: usize) -> Result<World> {
+        let gpus = self.device.ranks(n_ranks).into_iter().filter(|(name, _)| name.starts_with("cuda"));
+        let n_of_each: Vec<usize> = gpus.map(|(_, ranks)| ranks.len()).collect();
+        if n_of_each.len() > 1 && n_of_each.iter().any(|n| *n > 1) {
+            bail!(
+                "{n_ranks} ranks on {} GPUs: each needs a GPU of its own, or all share one, as with --device cuda:0",
+                n_of_each.len()
+            );
+        }
         let devices = self.open_all(n_ranks)?;
         Ok(if self.device.are_apart() { World::apart(devices) } else { World::new(devices) })
     }

@@ -249,30 +249,14 @@ impl Plan {
         let mut rows = product.m.max(few);
         let candidates = loop {
             let (x, added, out) = of(rows)?;
-            let (mut candidates, in_one_go) = Self { x, added, out, ..plan }.choose(handle, product.alignment)?;
-            if rows != product.m {
-                candidates.retain(|algorithm| plan.takes(handle, algorithm));
-            }
-            if !candidates.is_empty() && in_one_go {
+            let (candidates, in_one_go) = Self { x, added, out, ..plan }.choose(handle, product.alignment)?;
+            if in_one_go || rows >= most {
                 break candidates;
-            }
-            if rows >= most {
-                break plan.choose(handle, product.alignment)?.0;
             }
             rows *= 2;
         };
         plan.algorithm = candidates[0];
         Ok((plan, candidates))
-    }
-
-    /// Whether an algorithm that was chosen for more rows computes these, too.
-    fn takes(&self, handle: sys::cublasLtHandle_t, algorithm: &Algorithm) -> bool {
-        let Self { desc, weight, x, added, out, .. } = *self;
-        let mut found = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
-        // SAFETY: the plan's parts live as long as the process, and there is room for the answer
-        let answer =
-            unsafe { sys::cublasLtMatmulAlgoCheck(handle, desc, weight, x, added, out, algorithm, found.as_mut_ptr()) };
-        answer.result().is_ok()
     }
 
     /// The fastest by cuBLASLt's estimate of those that sum each result in one go, from the first summand to the last: a row
