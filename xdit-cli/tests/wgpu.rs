@@ -1,4 +1,4 @@
-//! The program on wgpu, alone and on meshes. `.ci/wgpu_tests` runs it: on a GPU that has Vulkan, and in CI on a software driver.
+//! The program on wgpu, alone and on meshes. `.ci/wgpu_tests` runs it: on a GPU that has Vulkan, or on a software driver.
 #![cfg(feature = "wgpu")]
 
 use std::path::Path;
