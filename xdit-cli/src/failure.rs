@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use xdit_comm::launcher::Launched;
@@ -17,6 +18,9 @@ use crate::interrupt;
 
 /// Longest argument with spaces, such as a prompt, that a message repeats whole.
 const LONG: usize = 80;
+
+/// How long a process that does not speak leaves the word to the one that does: launchers end all as soon as one has ended.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Why there is less than was asked for.
 pub struct Failure {
@@ -76,6 +80,7 @@ impl Failure {
         self.record(raw);
         let message = shorten(self.message, raw).replace('\n', " ");
         if !speaks(self.of) {
+            thread::sleep(PAUSE);
             return ExitCode::from(self.code);
         }
         if wants_json(raw) {
@@ -96,6 +101,7 @@ pub fn usage(error: &clap::Error, raw: &[OsString], out: &mut Stdout) -> ExitCod
     let text = error.render().to_string();
     if error.use_stderr() {
         if !speaks(None) {
+            thread::sleep(PAUSE);
             return ExitCode::from(2);
         }
         if wants_json(raw) {
