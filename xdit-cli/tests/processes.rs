@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{CAPTION, command, golden};
+use common::{CAPTION, command, decode, golden};
 use tempfile::TempDir;
 
 /// What a launcher's script may do to look like torchrun: what Open MPI says, in torchrun's words.
@@ -100,6 +100,32 @@ fn pictures_come_from_all_replicas_and_any_seed_is_the_same() {
     assert!(drawn.status.success() && threads.status.success(), "{drawn:?} {threads:?}");
     let [a, b] = ["a", "b"].map(|folder| written(&dir, folder));
     assert!(a.len() == 2 && a == b);
+}
+
+/// The processes of a replica decode a band of its pictures each, which is equal but for what lies between two levels of
+/// brightness.
+#[test]
+#[ignore = "needs mpirun"]
+fn pictures_of_a_replica_are_decoded_by_all_its_processes() {
+    let model = golden("sd3");
+    for mesh in [MESHES[0], MESHES[2], MESHES[4]] {
+        let dir = TempDir::new().expect("a folder");
+        let mut drawing = request(&model, mesh);
+        drawing.iter_mut().filter(|arg| **arg == "latent").for_each(|arg| *arg = "picture");
+        let args = |folder| [&drawing[..], &["--output", folder]].concat();
+        let drawn = run(mpirun(&dir, 4, &[], &args("processes/")));
+        let threads = run(command(&dir, &args("threads/")));
+        assert!(drawn.status.success() && threads.status.success(), "{mesh:?} {drawn:?} {threads:?}");
+        let (got, want) = (written(&dir, "processes"), written(&dir, "threads"));
+        assert_eq!(got.len(), 3, "{mesh:?}");
+        for ((got, _), (want, _)) in got.into_iter().zip(want) {
+            assert_eq!(got, want);
+            let [a, b] = ["processes", "threads"].map(|folder| decode(&dir.path().join(folder).join(&got)).1);
+            let away: Vec<_> = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).filter(|d| *d > 0).collect();
+            assert_eq!(a.len(), b.len());
+            assert!(away.iter().all(|d| *d == 1) && away.len() * 1000 <= a.len(), "{mesh:?}: {} differ", away.len());
+        }
+    }
 }
 
 #[test]
